@@ -1,0 +1,97 @@
+"""ListOps (Long Range Arena): `--config=configs/listops.py:MODEL[,PRESET]`.
+
+Published test accuracy (paper, Table 2): transformer 36.38, linear_transformer 17.15,
+gmm_rks 18.55, gmm_prf 36.96. Ours: see README.
+
+  paper   Tables 6 and 7 of the paper (default for learned kernels)
+  lra     LRA's released base config (default for baselines)
+  tuned   ours, within LRA's rule: LRA's sizes, at most 10 % more parameters
+  tiny    the same code path on small data: under a minute on two CPU cores
+"""
+
+from lra_tasks.configuration import new_config, parse_argument
+
+# Table 7: frequencies per model.
+_NUM_FREQUENCIES = {'gmm_rks': 256, 'gmm_prf': 256}
+
+
+def _paper():
+  return {
+    'batch_size': 32,
+    'num_train_steps': 10_000,
+    'eval_frequency': 500,
+    'checkpoint_freq': 1000,
+    'learning_rate': 5e-3,
+    'warmup': 1000,
+    'weight_decay': 0.1,
+    'num_layers': 6,
+    'emb_dim': 512,
+    'num_heads': 8,
+    'qkv_dim': 512,
+    'mlp_dim': 2048,
+    # Learned kernels have no attention weights to drop: neither has the control beside them.
+    'attention_dropout_rate': 0.0,
+    'eval_samples': 100,
+  }
+
+
+def _lra():
+  return {
+    'batch_size': 32,
+    'num_train_steps': 5000,
+    'eval_frequency': 50,
+    'learning_rate': 0.05,
+    'warmup': 1000,
+    'weight_decay': 0.1,
+    'num_layers': 4,
+    'emb_dim': 512,
+    'num_heads': 8,
+    'qkv_dim': 512,
+    'mlp_dim': 1024,
+  }
+
+
+def _tuned():
+  # LRA's sizes under the paper's gentler schedule; not yet selected on validation data.
+  return _lra() | {
+    'num_train_steps': 10_000,
+    'eval_frequency': 500,
+    'checkpoint_freq': 1000,
+    'learning_rate': 5e-3,
+    'attention_dropout_rate': 0.0,
+  }
+
+
+def _tiny():
+  return {
+    'batch_size': 16,
+    'num_train_steps': 40,
+    'eval_frequency': 20,
+    'checkpoint_freq': 10,
+    'learning_rate': 0.02,
+    'warmup': 10,
+    'num_layers': 2,
+    'emb_dim': 32,
+    'num_heads': 2,
+    'qkv_dim': 32,
+    'mlp_dim': 64,
+    'max_length': 64,
+    'resample_every': 10,
+  }
+
+
+_TINY_DATA = {
+  'min_length': 8, 'max_length': 64, 'max_depth': 4, 'max_args': 5,
+  'num_train': 512, 'num_valid': 64, 'num_test': 64,
+}  # fmt: skip
+_PRESETS = {'paper': _paper, 'lra': _lra, 'tuned': _tuned, 'tiny': _tiny}
+
+
+def get_config(argument='gmm_prf'):
+  model, preset = parse_argument(argument, _PRESETS)
+  config = new_config('listops', model, preset, **_PRESETS[preset]())
+  if model in _NUM_FREQUENCIES:
+    config.attention.num_frequencies = 16 if preset == 'tiny' else _NUM_FREQUENCIES[model]
+  if preset == 'tiny':
+    config.data.update(_TINY_DATA)
+  return config

@@ -1,0 +1,1 @@
+"""Attention mechanisms that the learned kernels are compared with, one file each."""

@@ -1,0 +1,270 @@
+"""Configs: LRA's field names, their defaults, and the way from a config file to a resolved run.
+
+A config file is `configs/TASK.py`, named on the command line as `configs/TASK.py:MODEL[,PRESET]`.
+Original LRA config files are accepted as they are: fields that they lack take LRA's defaults,
+fields that LRA itself ignores are ignored, any other unknown field is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_collections
+
+from kl_flax.heads import POOLINGS
+from kl_flax.models import MODELS, get_row, unknown_name
+from lra_tasks.tasks import get_task
+
+PRESETS = ('paper', 'lra', 'tuned', 'tiny')
+
+# LRA's names; where its files leave one out, its code takes these values.
+DEFAULTS: dict[str, Any] = {
+  'task': '',
+  'preset': '',
+  'model_type': 'transformer',
+  # Training.
+  'batch_size': 32,
+  'num_train_steps': 5000,
+  'eval_frequency': 500,
+  'num_eval_steps': -1,
+  'learning_rate': 0.05,
+  'factors': 'constant * linear_warmup * rsqrt_decay',
+  'warmup': 1000,
+  'steps_per_cycle': 100_000,
+  'decay_factor': 0.5,
+  'steps_per_decay': 20_000,
+  'weight_decay': 0.1,
+  'grad_clip_norm': 0.0,
+  'random_seed': 0,
+  'trial': 0,
+  'save_checkpoints': True,
+  'restore_checkpoints': True,
+  'checkpoint_freq': 10_000,
+  # Model.
+  'max_length': 2000,
+  'emb_dim': 512,
+  'num_heads': 8,
+  'num_layers': 6,
+  'qkv_dim': 512,
+  'mlp_dim': 2048,
+  'pooling_mode': 'CLS',
+  'dropout_rate': 0.1,
+  'attention_dropout_rate': 0.1,
+  'learn_pos_emb': False,
+  'tied_weights': False,
+  # Ours.
+  'dtype': 'auto',
+  'resample_every': 100,
+  'eval_samples': 1,
+}
+ENCODER_FIELDS = (
+  'max_length', 'emb_dim', 'num_heads', 'num_layers', 'qkv_dim', 'mlp_dim', 'dropout_rate',
+  'learn_pos_emb', 'tied_weights',
+)  # fmt: skip
+SCHEDULE_FIELDS = (
+  'factors', 'learning_rate', 'warmup', 'steps_per_cycle', 'decay_factor', 'steps_per_decay',
+)  # fmt: skip
+POSITIVE = (
+  'batch_size', 'num_train_steps', 'eval_frequency', 'checkpoint_freq', 'max_length', 'emb_dim',
+  'num_heads', 'num_layers', 'qkv_dim', 'mlp_dim', 'resample_every', 'eval_samples', 'warmup',
+)  # fmt: skip
+# Read by none of LRA's code paths.
+IGNORED = {
+  'max_target_length', 'max_eval_target_length', 'sampling_temperature', 'sampling_top_k',
+  'max_predict_token_length', 'prompt', 'use_bfloat16',
+}  # fmt: skip
+# Nested dictionaries; `model` and `model_kwargs` are LRA's.
+NESTED = ('attention', 'data', 'model', 'model_kwargs')
+# Two runs that differ in these alone are repetitions of one experiment.
+REPETITION = ('random_seed', 'trial')
+
+
+def parse_argument(argument: str, presets: Iterable[str] = PRESETS) -> tuple[str, str]:
+  """Return model and preset of a config argument 'MODEL[,PRESET]'.
+
+  Without a preset: 'paper' for learned kernels, 'lra' for the others, where the file has them.
+
+  Raises:
+    ValueError: for an unknown model or preset, with the nearest known name.
+
+  >>> parse_argument('gmm_prf'), parse_argument('transformer,tiny')
+  (('gmm_prf', 'paper'), ('transformer', 'tiny'))
+  """
+  model, _, preset = argument.partition(',')
+  row, presets = get_row(model), tuple(presets)
+  if not preset:
+    preset = 'paper' if row.learned_kernel else 'lra'
+    preset = preset if preset in presets else presets[0]
+  if preset not in presets:
+    raise ValueError(unknown_name('preset', preset, presets))
+  return model, preset
+
+
+def new_config(task: str, model_type: str, preset: str, **fields: Any) -> ml_collections.ConfigDict:
+  """Return a config with every field, the model's options and the task's data options.
+
+  Args:
+    task: a task of the registry.
+    model_type: a model of the registry.
+    preset: a label that ends up in results.json.
+    **fields: values that differ from the defaults.
+  """
+  config = ml_collections.ConfigDict(DEFAULTS | fields)
+  config.task, config.model_type, config.preset = task, model_type, preset
+  config.attention = ml_collections.ConfigDict(_own_options(model_type))
+  config.data = ml_collections.ConfigDict(_data_defaults(task))
+  return config
+
+
+def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[str, Any]:
+  """Return the plain, complete dictionary that a run is defined by.
+
+  Args:
+    config: ours or LRA's.
+    task: names the task where the config does not.
+
+  Raises:
+    ValueError: for unknown or contradictory fields and impossible values.
+  """
+  given = {k: v for k, v in config.to_dict().items() if k not in IGNORED}
+  task = _agree('task', given.get('task') or None, task or None)
+  if task is None:
+    raise ValueError('the config names no task: pass --task=listops (or another task)')
+  get_task(task)
+  # As LRA does: the dictionary `model` overrides flat fields, `model_kwargs` adds to them.
+  given.update(given.pop('model', {}))
+  if 'classifier_pool' in given:
+    pool = given.pop('classifier_pool')
+    given['pooling_mode'] = _agree('pooling_mode', given.get('pooling_mode'), pool)
+  attention = _model_kwargs(given.pop('model_kwargs', {})) | given.pop('attention', {})
+  data = given.pop('data', {})
+  for name in given:
+    if name not in DEFAULTS:
+      raise ValueError(unknown_name('config field', name, [*DEFAULTS, *NESTED]))
+  lra_file = 'preset' not in given
+  # LRA's own files state the fields that differ from the task's base Transformer.
+  base = dict(get_task(task).base_model) if lra_file else {}
+  fields = DEFAULTS | base | given | {'task': task}
+  fields['preset'] = fields['preset'] or 'lra'
+  fields['grad_clip_norm'] = fields['grad_clip_norm'] or 0.0
+  _check_values(fields)
+  fields['attention'] = _attention_options(fields['model_type'], attention)
+  fields['data'] = dataclasses.asdict(data_options(task, data))
+  return dict(sorted(fields.items()))
+
+
+def model_arguments(fields: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+  """Return the keyword arguments of `kl_flax.make_classifier` (JSON-able) for a resolved config."""
+  spec = get_task(fields['task'])
+  options = dict(fields['attention'])
+  if 'attention_dropout_rate' in get_row(fields['model_type']).options:
+    options['attention_dropout_rate'] = fields['attention_dropout_rate']
+  return {
+    'model_type': fields['model_type'],
+    'num_classes': spec.num_classes,
+    'vocab_size': spec.tokenizer.vocab_size,
+    'pooling': fields['pooling_mode'],
+    'attention': options,
+    'dtype': dtype,
+    **{name: fields[name] for name in ENCODER_FIELDS},
+  }
+
+
+def base_model_arguments(task: str) -> dict[str, Any]:
+  """Return the same for LRA's base Transformer of a task."""
+  spec = get_task(task)
+  return {
+    'model_type': 'transformer',
+    'num_classes': spec.num_classes,
+    'vocab_size': spec.tokenizer.vocab_size,
+    **spec.base_model,
+  }
+
+
+def data_options(task: str, values: Mapping[str, Any]) -> Any:
+  """Return the task's data options, with the benchmark's values where none are given.
+
+  Raises:
+    ValueError: for an unknown option.
+  """
+  known = _data_defaults(task)
+  for name in values:
+    if name not in known:
+      raise ValueError(unknown_name(f'data option of {task}', name, known))
+  return get_task(task).data_options(**values)
+
+
+def is_benchmark_data(task: str, values: Mapping[str, Any]) -> bool:
+  """Return whether results on this data may stand beside published ones (any seed may)."""
+  return {**values, 'seed': 0} == {**_data_defaults(task), 'seed': 0}
+
+
+def config_id(fields: Mapping[str, Any]) -> str:
+  """Return a digest of everything but seed and trial: equal for repetitions of one experiment."""
+  rest = {k: v for k, v in fields.items() if k not in REPETITION}
+  return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def difference(old: Any, new: Any, prefix: str = '') -> list[str]:
+  """Return one line per value in which two resolved configs differ."""
+  if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+    return [] if old == new else [f'{prefix}: {old!r} there, {new!r} now']
+  lines = []
+  for key in sorted({*old, *new}):
+    name = f'{prefix}.{key}' if prefix else key
+    lines += difference(old.get(key), new.get(key), name)
+  return lines
+
+
+def _own_options(model_type: str) -> dict[str, Any]:
+  """Options of the mechanism that have no LRA field of their own."""
+  options = get_row(model_type).options
+  return {k: v for k, v in options.items() if k not in DEFAULTS}
+
+
+def _data_defaults(task: str) -> dict[str, Any]:
+  return {f.name: f.default for f in dataclasses.fields(get_task(task).data_options)}
+
+
+def _attention_options(model_type: str, given: Mapping[str, Any]) -> dict[str, Any]:
+  known = _own_options(model_type)
+  for name in given:
+    if name not in known:
+      raise ValueError(unknown_name(f'attention option of {model_type}', name, known))
+  return known | dict(given)
+
+
+def _model_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+  """Return LRA's `model_kwargs` as options of the mechanism."""
+  return dict(kwargs)
+
+
+def _agree(name: str, first: Any, second: Any) -> Any:
+  if first is not None and second is not None and first != second:
+    raise ValueError(f'{name} is given twice, as {first!r} and as {second!r}')
+  return second if first is None else first
+
+
+def _check_values(fields: Mapping[str, Any]) -> None:
+  if fields['model_type'] not in MODELS:
+    raise ValueError(unknown_name('model_type', fields['model_type'], MODELS))
+  for name in POSITIVE:
+    if not isinstance(fields[name], int) or fields[name] < 1:
+      raise ValueError(f'{name} must be an integer of at least 1, got {fields[name]!r}')
+  if fields['num_eval_steps'] == 0:
+    raise ValueError('num_eval_steps must not be 0: -1 evaluates the whole validation split')
+  for name in ('dropout_rate', 'attention_dropout_rate'):
+    if not 0 <= fields[name] < 1:
+      raise ValueError(f'{name} must lie in [0, 1), got {fields[name]!r}')
+  if fields['pooling_mode'] not in POOLINGS:
+    raise ValueError(unknown_name('pooling_mode', str(fields['pooling_mode']), POOLINGS))
+  if fields['dtype'] not in ('auto', 'float32', 'bfloat16'):
+    raise ValueError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {fields['dtype']!r}")
+  if fields['qkv_dim'] % fields['num_heads']:
+    raise ValueError(
+      f'qkv_dim={fields["qkv_dim"]} must be a multiple of num_heads={fields["num_heads"]}'
+    )

@@ -1,0 +1,108 @@
+"""The Long Range Arena's learning-rate schedule and optimiser, on optax."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import optax
+
+from kl_flax.models import unknown_name
+
+
+def _linear_warmup(step, options):
+  return jnp.minimum(1.0, step / options['warmup'])
+
+
+def _rsqrt_decay(step, options):
+  return 1 / jnp.sqrt(jnp.maximum(step, options['warmup']))
+
+
+def _rsqrt_normalized_decay(step, options):
+  return jnp.sqrt(options['warmup']) * _rsqrt_decay(step, options)
+
+
+def _decay_every(step, options):
+  return options['decay_factor'] ** (step // options['steps_per_decay'])
+
+
+def _cosine_decay(step, options):
+  progress = jnp.maximum(0.0, (step - options['warmup']) / options['steps_per_cycle'])
+  return jnp.maximum(0.0, 0.5 * (1.0 + jnp.cos(jnp.pi * (progress % 1.0))))
+
+
+FACTORS = {
+  'constant': lambda step, options: options['learning_rate'],
+  'linear_warmup': _linear_warmup,
+  'rsqrt_decay': _rsqrt_decay,
+  'rsqrt_normalized_decay': _rsqrt_normalized_decay,
+  'decay_every': _decay_every,
+  'cosine_decay': _cosine_decay,
+}
+
+
+def make_schedule(
+  factors: str,
+  *,
+  learning_rate: float,
+  warmup: int = 1000,
+  decay_factor: float = 0.5,
+  steps_per_decay: int = 20_000,
+  steps_per_cycle: int = 100_000,
+) -> optax.Schedule:
+  """Return LRA's schedule: the product of the named factors at a step, the first being step 0.
+
+  Args:
+    factors: names joined by '*', such as 'constant * linear_warmup * rsqrt_decay'.
+      constant: learning_rate. linear_warmup: min(1, step / warmup). rsqrt_decay:
+      1 / sqrt(max(step, warmup)). rsqrt_normalized_decay: sqrt(warmup / max(step, warmup)).
+      decay_every: decay_factor^(step // steps_per_decay). cosine_decay: half a cosine over every
+      steps_per_cycle steps after warm-up.
+    learning_rate: the constant.
+    warmup: steps, at least 1.
+    decay_factor: of decay_every.
+    steps_per_decay: of decay_every.
+    steps_per_cycle: of cosine_decay.
+
+  Raises:
+    ValueError: for an unknown factor or warmup < 1.
+
+  >>> schedule = make_schedule('constant * linear_warmup * rsqrt_decay', learning_rate=0.05)
+  >>> [round(float(schedule(step)), 6) for step in (0, 500, 1000, 4000)]
+  [0.0, 0.000791, 0.001581, 0.000791]
+  """
+  names = [name.strip() for name in factors.split('*')]
+  for name in names:
+    if name not in FACTORS:
+      raise ValueError(unknown_name('schedule factor', name, FACTORS))
+  if warmup < 1:
+    raise ValueError(f'warmup must be at least 1 step, got {warmup}; drop the factor instead')
+  options = {
+    'learning_rate': learning_rate,
+    'warmup': warmup,
+    'decay_factor': decay_factor,
+    'steps_per_decay': steps_per_decay,
+    'steps_per_cycle': steps_per_cycle,
+  }
+
+  def schedule(step):
+    value = 1.0
+    for name in names:
+      value = value * FACTORS[name](step, options)
+    return jnp.asarray(value, jnp.float32)
+
+  return schedule
+
+
+def make_optimizer(
+  schedule: optax.Schedule, *, weight_decay: float, grad_clip_norm: float | None = None
+) -> optax.GradientTransformation:
+  """Return LRA's AdamW: β 0.9 and 0.98, ε 1e-9, decoupled weight decay on every parameter.
+
+  Args:
+    schedule: learning rate of each step.
+    weight_decay: relative to the learning rate.
+    grad_clip_norm: largest global norm of the gradient; None or 0 do not clip.
+  """
+  adamw = optax.adamw(schedule, b1=0.9, b2=0.98, eps=1e-9, weight_decay=weight_decay)
+  if not grad_clip_norm:
+    return adamw
+  return optax.chain(optax.clip_by_global_norm(grad_clip_norm), adamw)

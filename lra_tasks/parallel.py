@@ -1,0 +1,160 @@
+"""Devices and processes: the only file that knows of pmap, replication and multi-host start-up."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import flax.jax_utils
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from lra_tasks.pipeline import Share
+from lra_tasks.steps import AXIS
+
+logger = logging.getLogger(__name__)
+
+
+def start() -> None:
+  """Join the other processes, if this one was launched as one of several.
+
+  That is so where JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID are
+  set, or under a cluster manager that `jax.distributed` knows (Slurm, Open MPI, TPU pods).
+  """
+  if jax.distributed.is_initialized():
+    return
+  address = os.environ.get('JAX_COORDINATOR_ADDRESS')
+  sizes = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
+  managed = any(int(os.environ.get(name, '1')) > 1 for name in sizes)
+  pod = ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
+  if address:
+    explicit = {}
+    for name in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'):
+      if name not in os.environ:
+        raise ValueError(f'JAX_COORDINATOR_ADDRESS={address} is set, but {name} is not')
+      explicit[name[4:].lower()] = int(os.environ[name])
+    jax.distributed.initialize(address, heartbeat_timeout_seconds=30, **explicit)
+  elif managed or pod:
+    jax.distributed.initialize(heartbeat_timeout_seconds=30)
+  if jax.process_count() > 1:
+    logger.info('Process %d of %d.', jax.process_index(), jax.process_count())
+
+
+def enable_compilation_cache() -> None:
+  """Keep compiled programs on disk, so that a restarted run starts at once.
+
+  JAX_COMPILATION_CACHE_DIR names another place.
+  """
+  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    path = os.path.expanduser('~/.cache/kl_flax/compilation')
+    jax.config.update('jax_compilation_cache_dir', path)
+
+
+def abandon(error: Exception) -> NoReturn:
+  """Leave a run of several processes after a failure, without waiting for the others."""
+  logger.error(
+    'A collective operation failed, most likely because another process stopped: %s. This process '
+    'stops too; start all of them again with the same command to go on.',
+    str(error).splitlines()[0],
+  )
+  logging.shutdown()
+  os._exit(1)  # A regular exit would wait for the lost process at a barrier.
+
+
+def is_primary() -> bool:
+  """Return whether this process writes files and talks to the user."""
+  return jax.process_index() == 0
+
+
+def share() -> Share:
+  """Return this process's part of every batch."""
+  return Share(jax.process_index(), jax.process_count())
+
+
+def check_batch_size(batch_size: int) -> None:
+  """Raise a ValueError unless the batch divides evenly over all devices."""
+  count = jax.device_count()
+  if batch_size < 1 or batch_size % count:
+    near = max(count, batch_size // count * count)
+    raise ValueError(
+      f'batch_size={batch_size} must be a positive multiple of the number of devices ({count}); '
+      f'take {near} or {near + count}'
+    )
+
+
+def describe_devices() -> str:
+  """Return for example '2 x NVIDIA H200'."""
+  return f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+
+
+def default_dtype() -> str:
+  """Return the dtype that computation takes by default: bfloat16 on accelerators."""
+  return 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+
+
+def peak_memory_bytes() -> int | None:
+  """Return the largest memory in use so far on one device, or None where it is not counted."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  return stats.get('peak_bytes_in_use')
+
+
+def over_devices(step: Callable[..., Any], *, donate_state: bool = False) -> Callable[..., Any]:
+  """Return `step` mapped over all devices of all processes."""
+  return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,) if donate_state else ())
+
+
+def replicate(tree: Any) -> Any:
+  """Put a copy on every local device."""
+  return flax.jax_utils.replicate(tree, jax.local_devices())
+
+
+def to_host(tree: Any) -> Any:
+  """Return the first device's copy of a replicated tree, as NumPy arrays."""
+  return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)
+
+
+def split(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Reshape [b, ...] to [local devices, b per device, ...]."""
+  count = jax.local_device_count()
+  return {k: v.reshape(count, v.shape[0] // count, *v.shape[1:]) for k, v in batch.items()}
+
+
+class Preemption:
+  """Tells when the run was asked to stop: SIGTERM (a scheduler) or SIGINT (Ctrl-C).
+
+  The first signal asks; a second Ctrl-C stops at once. With several processes, JAX's runtime
+  makes them agree on the step after which all stop.
+  """
+
+  def __init__(self) -> None:
+    self.signal: int | None = None
+    if threading.current_thread() is threading.main_thread():
+      signal.signal(signal.SIGINT, self._note)
+      if jax.process_count() == 1:  # Otherwise the runtime listens.
+        signal.signal(signal.SIGTERM, self._note)
+
+  def _note(self, number: int, frame: Any) -> None:
+    del frame
+    if self.signal == signal.SIGINT == number:
+      raise KeyboardInterrupt
+    self.signal = number
+
+  def requested(self, step: int) -> bool:
+    """Return whether to stop before taking step `step`; asked once per step by every process."""
+    if jax.process_count() == 1:
+      return self.pending()
+    return multihost_utils.reached_preemption_sync_point(step)
+
+  def pending(self) -> bool:
+    """Return whether this process was signalled (never True with several processes)."""
+    return jax.process_count() == 1 and self.signal is not None
+
+  @property
+  def exit_code(self) -> int:
+    """Return 0 after SIGTERM (the scheduler starts the run again), 130 after Ctrl-C."""
+    return 130 if self.signal == signal.SIGINT else 0

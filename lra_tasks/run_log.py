@@ -1,0 +1,108 @@
+"""What a run writes: metrics.jsonl, TensorBoard summaries, JSON files that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorboardX
+
+
+def write_json(path: str, value: Mapping[str, Any]) -> None:
+  """Write a file that is either whole or not there."""
+  temporary = f'{path}.tmp'
+  with open(temporary, 'w') as file:
+    json.dump(value, file, indent=2)
+    file.write('\n')
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def read_json(path: str) -> dict[str, Any] | None:
+  """Return the contents of a JSON file, or None if there is none."""
+  if not os.path.exists(path):
+    return None
+  with open(path) as file:
+    return json.load(file)
+
+
+def means(sums: Mapping[str, np.ndarray], prefix: str) -> dict[str, float]:
+  """Return per-example means of summed metrics; 'truncated' stays a count.
+
+  >>> means({'loss': np.float32(6), 'truncated': np.float32(1), 'weight': np.float32(4)}, 'eval_')
+  {'eval_loss': 1.5, 'eval_truncated': 1.0}
+  """
+  weight = float(sums['weight'])
+  values = {}
+  for name, value in sums.items():
+    if name not in ('weight', 'labels'):
+      values[prefix + name] = float(value) / (1.0 if name == 'truncated' else weight)
+  return values
+
+
+class RunLog:
+  """metrics.jsonl and summary/ of a run: one record per evaluation.
+
+  Args:
+    directory: the run's.
+    resume_step: records of later steps are dropped, for they will be made again.
+    started: when this process started, by `time.monotonic`.
+    write: False in all processes but one.
+  """
+
+  def __init__(
+    self, directory: str, resume_step: int, started: float, *, write: bool = True
+  ) -> None:
+    self._path = os.path.join(directory, 'metrics.jsonl')
+    self.records = [r for r in _read_lines(self._path) if r['step'] <= resume_step]
+    # The wall time of earlier processes counts too, as far as it was recorded.
+    before = self.records[-1]['wall_time_seconds'] if self.records else 0.0
+    self._origin = started - before
+    self._summary = None
+    if write:
+      text = ''.join(json.dumps(record) + '\n' for record in self.records)
+      with open(self._path, 'w') as file:
+        file.write(text)
+      self._summary = tensorboardX.SummaryWriter(os.path.join(directory, 'summary'))
+
+  @property
+  def last_step(self) -> int:
+    """Step of the newest record; 0 if there is none."""
+    return self.records[-1]['step'] if self.records else 0
+
+  def add(self, record: dict[str, Any]) -> None:
+    """Append a record, which has a 'step'; the wall time of the run in seconds is added."""
+    record = record | {'wall_time_seconds': time.monotonic() - self._origin}
+    self.records.append(record)
+    if self._summary is None:
+      return
+    with open(self._path, 'a') as file:
+      file.write(json.dumps(record) + '\n')
+    for name, value in record.items():
+      if name != 'step' and value is not None:
+        self._summary.add_scalar(name, value, record['step'])
+    self._summary.flush()
+
+  def close(self) -> None:
+    """Close the files."""
+    if self._summary is not None:
+      self._summary.close()
+
+
+def _read_lines(path: str) -> list[dict[str, Any]]:
+  """Return the records of a file whose last line a kill may have cut."""
+  if not os.path.exists(path):
+    return []
+  records = []
+  with open(path) as file:
+    for line in file:
+      try:
+        records.append(json.loads(line))
+      except json.JSONDecodeError:
+        break
+  return records

@@ -1,0 +1,206 @@
+"""The directory of a run (--model_dir): what it is about, whether it may be used, its result."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+import kl_flax
+from kl_flax.models import make_classifier
+from lra_tasks import configuration, parallel
+from lra_tasks.run_log import means, read_json, write_json
+from lra_tasks.steps import count_parameters
+from lra_tasks.tasks import TaskSpec
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = (
+  'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
+)  # fmt: skip
+# What must be the same for a run to be continued.
+_IDENTITY = ('config', 'dataset', 'model')
+# Two newest checkpoints, the best one, and the one being written.
+_CHECKPOINTS_ON_DISK = 4
+
+
+def describe(
+  fields: Mapping[str, Any], model: Mapping[str, Any], spec: TaskSpec, builder: Any
+) -> dict[str, Any]:
+  """Return the contents of config.json.
+
+  Args:
+    fields: the resolved config.
+    model: arguments of `kl_flax.make_classifier`.
+    spec: the task.
+    builder: of the data set.
+  """
+  parameters = count_parameters(make_classifier(**model))
+  base = count_parameters(make_classifier(**configuration.base_model_arguments(spec.name)))
+  return {
+    'config': dict(fields),
+    'config_id': configuration.config_id(fields),
+    'task': spec.name,
+    'dataset': builder.info.full_name,
+    'comparable': configuration.is_benchmark_data(spec.name, fields['data']),
+    'model': dict(model),
+    'tokenizer': spec.tokenizer.to_dict(),
+    'parameters': parameters,
+    'base_parameters': base,
+    'device': parallel.describe_devices(),
+    'processes': jax.process_count(),
+    'git_revision': _git_revision(),
+    'versions': _versions(),
+  }
+
+
+def open_run(model_dir: str, description: Mapping[str, Any], state: Any, *, resume: bool) -> None:
+  """Make sure that the directory can hold this run, and write config.json.
+
+  Args:
+    model_dir: created if it is missing.
+    description: from `describe`.
+    state: the train state, for its size.
+    resume: whether a run that lies there may be continued.
+
+  Raises:
+    ValueError: if it holds another run, or any run where `resume` is False.
+    OSError: if it cannot be written, or the disk has no room for the checkpoints.
+  """
+  path = os.path.join(model_dir, 'config.json')
+  existing = read_json(path)
+  if existing is not None and not resume:
+    raise ValueError(
+      f'{model_dir} holds a run and restore_checkpoints is False: name another --model_dir'
+    )
+  if existing is not None:
+    wanted = json.loads(json.dumps(description))
+    lines = configuration.difference(
+      {k: existing.get(k) for k in _IDENTITY}, {k: wanted[k] for k in _IDENTITY}
+    )
+    if lines:
+      raise ValueError(
+        f'{model_dir} holds another run; name another --model_dir, or restore these settings:\n  '
+        + '\n  '.join(lines)
+      )
+  _check_writable(model_dir, state)
+  if existing is None and parallel.is_primary():
+    write_json(path, description)
+
+
+def _check_writable(model_dir: str, state: Any) -> None:
+  probe = os.path.join(model_dir, f'.probe-{jax.process_index()}')
+  try:
+    os.makedirs(model_dir, exist_ok=True)
+    with open(probe, 'w') as file:
+      file.write('probe')
+    os.remove(probe)
+  except OSError as error:
+    raise OSError(f'--model_dir={model_dir} cannot be written: {error.strerror}') from error
+  needed = _CHECKPOINTS_ON_DISK * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  free = shutil.disk_usage(model_dir).free
+  if free < needed:
+    raise OSError(
+      f'--model_dir={model_dir} has {free / 2**20:.0f} MiB free; the checkpoints of this run need '
+      f'{needed / 2**20:.0f} MiB'
+    )
+
+
+def results(
+  description: Mapping[str, Any],
+  sums: Mapping[str, np.ndarray],
+  records: list[dict[str, Any]],
+  *,
+  split: str,
+  steps: int,
+  best_step: int | None,
+  eval_samples: int,
+) -> dict[str, Any]:
+  """Return the contents of results.json.
+
+  Args:
+    description: contents of config.json.
+    sums: of the evaluation, label counts included.
+    records: of metrics.jsonl.
+    split: what was evaluated.
+    steps: number of training steps taken.
+    best_step: the step whose parameters were evaluated; None if the last one's.
+    eval_samples: draws of the frequencies per example.
+  """
+  config = description['config']
+  final = means(sums, '')
+  at_best = [r for r in records if r['step'] == best_step]
+  rates = [r['steps_per_second'] for r in records if r['steps_per_second']]
+  memory = [r['peak_memory_bytes'] for r in records if r.get('peak_memory_bytes')]
+  return {
+    'task': description['task'],
+    'dataset': description['dataset'],
+    'comparable': description['comparable'],
+    'model': config['model_type'],
+    'preset': config['preset'],
+    'split': split,
+    'accuracy': final['accuracy'],
+    'loss': final['loss'],
+    'examples': round(float(np.sum(sums['labels'])) / eval_samples),
+    'majority_class': float(np.max(sums['labels']) / np.sum(sums['labels'])),
+    'seed': config['random_seed'],
+    'steps': steps,
+    'best_step': best_step,
+    'validation_accuracy': at_best[-1]['eval_accuracy'] if at_best else None,
+    'validation_is_test': False,
+    'eval_samples': eval_samples,
+    'parameters': description['parameters'],
+    'base_parameters': description['base_parameters'],
+    'parameter_ratio': description['parameters'] / description['base_parameters'],
+    'wall_time_seconds': records[-1]['wall_time_seconds'] if records else None,
+    'steps_per_second': float(np.median(rates)) if rates else None,
+    'peak_memory_bytes': max(memory) if memory else None,
+    'device': description['device'],
+    'config_id': description['config_id'],
+    'git_revision': description['git_revision'],
+    'versions': description['versions'],
+  }
+
+
+@contextlib.contextmanager
+def lock(directory: str) -> Iterator[None]:
+  """Let one process of this machine at a time prepare data in a directory."""
+  try:
+    os.makedirs(directory, exist_ok=True)
+    file = open(os.path.join(directory, '.lock'), 'w')  # noqa: SIM115
+  except OSError as error:
+    raise OSError(f'--data_dir={directory} cannot be written: {error.strerror}') from error
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      logger.info('Waiting for another process that prepares data in %s.', directory)
+      fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def _versions() -> dict[str, str]:
+  versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  return {'python': platform.python_version(), 'kl_flax': kl_flax.__version__, **versions}
+
+
+def _git_revision() -> str | None:
+  """Return the revision of the checkout that the package runs from, if it is one."""
+  here = os.path.dirname(os.path.abspath(__file__))
+  command = ['git', '-C', here, 'describe', '--always', '--dirty', '--abbrev=12']
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+  except (OSError, subprocess.TimeoutExpired):
+    return None
+  return done.stdout.strip() or None

@@ -1,0 +1,189 @@
+"""Training and evaluation steps: pure functions of state and batch, to be mapped over devices.
+
+Metrics are sums over examples (never means of means): divide by 'weight' at the very end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from kl_flax.heads import Classifier
+
+Sums = dict[str, jax.Array]
+AXIS = 'batch'
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a run needs to go on; the only counter is `step`.
+
+  Attributes:
+    step: number of finished updates, int32.
+    params: of the model, float32.
+    opt_state: of the optimiser.
+    keys: raw PRNG key data by name: 'dropout', 'spectral', 'evaluation'. They never change: every
+      use folds in the step, the device or the sample.
+    sums: metrics since the last report.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  keys: dict[str, jax.Array]
+  sums: Sums
+
+
+def init_state(
+  model: Classifier, optimizer: optax.GradientTransformation, *, seed: int
+) -> TrainState:
+  """Return the state before the first step, a function of the seed alone."""
+  names = ('params', 'dropout', 'spectral', 'evaluation')
+  keys = dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
+  params = init_params(model, keys['params'], keys['spectral'])
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=optimizer.init(params),
+    keys={name: jax.random.key_data(keys[name]) for name in names[1:]},
+    sums=zero_sums(model),
+  )
+
+
+def init_params(model: Classifier, key: jax.Array, spectral: jax.Array) -> Any:
+  """Return initial parameters."""
+  inputs = jnp.zeros((1, model.encoder.max_length), jnp.int32)
+  return model.init({'params': key, 'spectral': spectral}, inputs)['params']
+
+
+def count_parameters(model: Classifier) -> int:
+  """Return the number of parameters without computing any."""
+  key = jax.random.key(0)
+  shapes = jax.eval_shape(lambda: init_params(model, key, key))
+  return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def key_mask(batch: dict[str, jax.Array]) -> jax.Array:
+  """Return bool[b, l], True at valid positions."""
+  return jnp.arange(batch['inputs'].shape[1]) < batch['lengths'][:, None]
+
+
+def example_sums(logits: jax.Array, batch: dict[str, jax.Array]) -> Sums:
+  """Return the sums of loss (nats), correct answers, weights and cut sequences."""
+  weights = batch['weights']
+  loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['targets'])
+  correct = jnp.argmax(logits, axis=-1) == batch['targets']
+  return {
+    'loss': jnp.sum(loss * weights),
+    'accuracy': jnp.sum(correct * weights),
+    'truncated': jnp.sum(batch['truncated'] * weights),
+    'weight': jnp.sum(weights),
+  }
+
+
+def _diagnostics(variables: Any, weight: jax.Array) -> Sums:
+  """Return what modules sowed, one mean per name, times the weight of the batch."""
+  means: dict[str, list[jax.Array]] = {}
+  for path, value in jax.tree_util.tree_leaves_with_path(variables.get('diagnostics', {})):
+    name = [p.key for p in path if isinstance(p, jax.tree_util.DictKey)][-1]
+    means.setdefault(name, []).append(value)
+  return {name: jnp.mean(jnp.stack(values)) * weight for name, values in means.items()}
+
+
+def _apply(model, params, batch, **options):
+  logits, variables = model.apply(
+    {'params': params}, batch['inputs'], key_mask(batch), mutable=['diagnostics'], **options
+  )
+  sums = example_sums(logits, batch)
+  return sums | _diagnostics(variables, sums['weight'])
+
+
+def zero_sums(model: Classifier) -> Sums:
+  """Return zeros in the form of the sums of a step."""
+  batch = {
+    'inputs': jnp.zeros((1, model.encoder.max_length), jnp.int32),
+    'lengths': jnp.ones(1, jnp.int32),
+    'targets': jnp.zeros(1, jnp.int32),
+    'weights': jnp.ones(1),
+    'truncated': jnp.zeros(1),
+  }
+  key = jax.random.key(0)
+  shapes = jax.eval_shape(
+    lambda: _apply(
+      model, init_params(model, key, key), batch, rngs={'spectral': key}
+    )
+  )
+  return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+
+def step_keys(state: TrainState, resample_every: int, device: jax.Array) -> dict[str, jax.Array]:
+  """Return the PRNG keys of a training step.
+
+  Frequencies are drawn anew every `resample_every` steps and alike on all devices; dropout
+  differs in every step and on every device.
+  """
+  keys = {name: jax.random.wrap_key_data(data) for name, data in state.keys.items()}
+  dropout = jax.random.fold_in(jax.random.fold_in(keys['dropout'], state.step), device)
+  spectral = jax.random.fold_in(keys['spectral'], state.step // resample_every)
+  return {'dropout': dropout, 'spectral': spectral}
+
+
+def train_step(
+  state: TrainState,
+  batch: dict[str, jax.Array],
+  *,
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  resample_every: int,
+) -> tuple[TrainState, Sums]:
+  """Take one step of gradient descent on one device's part of the batch.
+
+  Returns:
+    The new state and the sums of this step over all devices.
+  """
+  rngs = step_keys(state, resample_every, jax.lax.axis_index(AXIS))
+  total = jax.lax.psum(jnp.sum(batch['weights']), AXIS)
+
+  def loss_fn(params):
+    sums = _apply(model, params, batch, deterministic=False, rngs=rngs)
+    return sums['loss'] / total, sums
+
+  grads, sums = jax.grad(loss_fn, has_aux=True)(state.params)
+  grads, sums = jax.lax.psum((grads, sums), AXIS)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  state = state.replace(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    opt_state=opt_state,
+    sums=jax.tree.map(jnp.add, state.sums, sums),
+  )
+  return state, sums
+
+
+def eval_step(
+  state: TrainState, batch: dict[str, jax.Array], *, model: nn.Module, num_samples: int
+) -> Sums:
+  """Return the sums of a batch over all devices, with label counts.
+
+  Args:
+    state: its parameters and key 'evaluation' are used.
+    batch: one device's part.
+    model: the classifier.
+    num_samples: independent draws of the frequencies, each evaluated by itself (the paper
+      averages the accuracy over 100); sums run over them all. Draw i depends on i alone.
+  """
+  key = jax.random.wrap_key_data(state.keys['evaluation'])
+
+  def one(sample):
+    rngs = {'spectral': jax.random.fold_in(key, sample)}
+    return _apply(model, state.params, batch, rngs=rngs)
+
+  sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.lax.map(one, jnp.arange(num_samples)))
+  classes = jax.nn.one_hot(batch['targets'], model.num_classes) * batch['weights'][:, None]
+  sums['labels'] = jnp.sum(classes, axis=0) * num_samples
+  return jax.lax.psum(sums, AXIS)

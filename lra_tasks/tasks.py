@@ -1,0 +1,76 @@
+"""The task registry: everything the trainer must know about a benchmark task.
+
+To add a task, write a module with its data options, its builder and its tokenizer (see
+`lra_tasks.listops`), add a row to TASKS and a file to `configs/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kl_flax.models import unknown_name
+from kl_flax.tokenizers import Tokenizer
+from lra_tasks import listops
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+  """One row of the registry.
+
+  Attributes:
+    name: the task's name in flags, files and tables.
+    num_classes: number of labels, 0 ... num_classes − 1.
+    tokenizer: raw input to ids; id 0 pads.
+    data_options: frozen dataclass of what determines the data; its defaults are the benchmark's.
+    make_builder: (options, data_dir=, source=, task_name=) -> TFDS builder, not yet prepared.
+    prepare: prepares a builder unless it is prepared; splits train, validation, test.
+    task_name: LRA's default of the flag --task_name.
+    base_model: sizes of LRA's base Transformer, which the 10 % rule measures against.
+  """
+
+  name: str
+  num_classes: int
+  tokenizer: Tokenizer
+  data_options: type
+  make_builder: Callable[..., Any]
+  prepare: Callable[[Any], None]
+  task_name: str
+  base_model: Mapping[str, Any]
+
+
+TASKS: dict[str, TaskSpec] = {
+  spec.name: spec
+  for spec in [
+    TaskSpec(
+      name='listops',
+      num_classes=10,
+      tokenizer=listops.TOKENIZER,
+      data_options=listops.ListOpsData,
+      make_builder=listops.make_builder,
+      prepare=listops.prepare,
+      task_name='basic',
+      base_model={
+        'emb_dim': 512,
+        'num_heads': 8,
+        'num_layers': 4,
+        'qkv_dim': 512,
+        'mlp_dim': 1024,
+        'max_length': 2000,
+        'learn_pos_emb': False,
+      },
+    ),
+  ]
+}
+
+
+def get_task(name: str) -> TaskSpec:
+  """Return the row of a task.
+
+  Raises:
+    ValueError: if there is none; the message lists those that exist.
+  """
+  if name not in TASKS:
+    raise ValueError(unknown_name('task', name, TASKS))
+  return TASKS[name]
