@@ -8,6 +8,8 @@ import time
 import rich.console
 import rich.logging
 import rich.progress
+from absl import flags
+from absl import logging as absl_logging
 
 # One console: a log line written while a bar is shown must go above the bar.
 CONSOLE = rich.console.Console(stderr=True)
@@ -18,8 +20,14 @@ logger = logging.getLogger(__name__)
 def set_up_logging() -> None:
   """Show our own messages; of the libraries', only warnings.
 
-  Libraries' INFO lines (dozens for each checkpoint) would bury ours.
+  Libraries' INFO lines (dozens for each checkpoint) would bury ours; --verbosity shows them.
   """
+  if not flags.FLAGS['verbosity'].present:
+    absl_logging.set_verbosity(absl_logging.WARNING)
+  # Said of every checkpoint without an evaluation, which is what we mean.
+  absl_logging.get_absl_logger().addFilter(
+    lambda record: 'did not provide metrics' not in record.getMessage()
+  )
   if CONSOLE.is_terminal:
     handler: logging.Handler = rich.logging.RichHandler(
       console=CONSOLE, show_path=False, show_level=False, log_time_format='%X'

@@ -120,8 +120,8 @@ class ListOpsData:
       raise ValueError(
         f'trees of max_depth={self.max_depth} and max_args={self.max_args} have a length '
         f'strictly between min_length={self.min_length} and max_length={self.max_length} '
-        f'with probability {acceptance:.1g}, which must be at least {_MIN_ACCEPTANCE:g}; '
-        'allow deeper trees or more arguments, or widen the range of lengths'
+        f'with a probability below {_MIN_ACCEPTANCE:g}; allow deeper trees or more arguments, '
+        'or widen the range of lengths'
       )
 
   @property
@@ -469,7 +469,9 @@ def to_source(tokens: np.ndarray) -> str:
       arguments[-1] += 1
       written.append(')')
     elif written:
-      raise ValueError(f'the expression ends at position {place + 1} of {len(ids)}, not last')
+      raise ValueError(
+        f'{symbol!r} at position {place + 1} of {len(ids)} stands before a complete expression'
+      )
     if symbol == _CLOSE:
       arguments.append(0)
       written.append(')')
@@ -825,7 +827,7 @@ def prepare(builder: ListOps) -> None:
       raise
     raise OSError(
       f'cannot prepare {builder.data_path}: {error}. Make room there (the '
-      'default data takes 100 MB), see to the permissions, or choose another data_dir'
+      'default data takes 65 MB), see to the permissions, or choose another data_dir'
     ) from error
   seconds = time.monotonic() - start
   logging.info('ListOps: prepared %s in %.1f s', builder.data_path, seconds)

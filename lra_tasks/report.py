@@ -121,6 +121,7 @@ _STRINGS = {'task', 'dataset', 'model', 'preset', 'split', 'device', 'config_id'
             'git_revision'}
 _BOOLEANS = {'comparable', 'validation_is_test'}
 _FRACTIONS = {'accuracy', 'majority_class'}
+_FLOATS = {*_FRACTIONS, 'steps_per_second'}
 _NULLABLE = {'preset', 'base_parameters', 'steps_per_second', 'peak_memory_bytes',
              'git_revision'}
 _MAY_BE_ABSENT = {'git_revision'}
@@ -168,7 +169,9 @@ def parse_run(values: Mapping[str, Any], path: Path, modified: float = 0.) -> Ru
     expected = _expected(key, value)
     if expected:
       raise ReportError(f'{path}: {key} is {json.dumps(value)}: expected {expected}')
-  return Run(path=path, modified=modified, **found)
+  # JSON knows no difference between 1 and 1.0.
+  numbers = {key: float(found[key]) for key in _FLOATS if found[key] is not None}
+  return Run(path=path, modified=modified, **(found | numbers))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -623,7 +626,7 @@ class Column(NamedTuple):
   left: bool = False
 
 
-def _number(value: float | None, template: str, row: Row, scale: float = 1) -> str:
+def _number(value: float | int | None, template: str, row: Row, scale: float = 1.) -> str:
   if value is None:
     return _NONE if row.kind == 'run' else ''
   rounded = template.format(value * scale)
@@ -678,7 +681,7 @@ _COLUMNS = (
            'majority: always answering the commonest class of the split.', left=True),
     Column('preset', 'label', lambda row: Cell(row.preset_and_tag), left=True),
     Column('ours %', 'accuracy',
-           lambda row: Cell(_number(row.accuracy, '{:.2f}', row, 100),
+           lambda row: Cell(_number(row.accuracy, '{:.2f}', row, 100.),
                             '‡' if row.validation_is_test else '')),
     Column('± sd', 'accuracy',
            lambda row: Cell('' if row.accuracy_sd is None else
@@ -690,7 +693,7 @@ _COLUMNS = (
     Column('seeds', 'accuracy', lambda row: Cell(compact_seeds(row.seeds)), left=True),
     Column('paper %', 'accuracy', lambda row: _published_cell(row, row.paper)),
     Column('Δ', 'accuracy',
-           lambda row: Cell(_number(row.difference, '{:+.2f}', row, 100)),
+           lambda row: Cell(_number(row.difference, '{:+.2f}', row, 100.)),
            'Δ: our mean minus the paper\'s figure, in percentage points.'),
     Column('LRA %', 'accuracy', lambda row: _published_cell(row, row.lra)),
     Column('params', 'cost', lambda row: Cell(_span(row.parameters, row, _count))),

@@ -323,6 +323,8 @@ def main(argv: list[str]) -> int:
   for flag in (_CONFIG, _MODEL_DIR):
     if flag.value is None:
       raise app.UsageError(f'--{flag.name} is required')
+  set_up_logging()
+  parallel.enable_compilation_cache()
   try:
     return train(
       configuration.resolve(_CONFIG.value, _TASK.value),
@@ -343,6 +345,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-  set_up_logging()
-  parallel.enable_compilation_cache()
   app.run(main)
