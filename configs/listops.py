@@ -19,7 +19,7 @@ def _paper():
   return {
     'batch_size': 32,
     'num_train_steps': 10_000,
-    'eval_frequency': 500,
+    'eval_frequency': 1000,
     'checkpoint_freq': 1000,
     'learning_rate': 5e-3,
     'warmup': 1000,
@@ -55,7 +55,7 @@ def _tuned():
   # LRA's sizes under the paper's gentler schedule; not yet selected on validation data.
   return _lra() | {
     'num_train_steps': 10_000,
-    'eval_frequency': 500,
+    'eval_frequency': 1000,
     'checkpoint_freq': 1000,
     'learning_rate': 5e-3,
     'attention_dropout_rate': 0.0,

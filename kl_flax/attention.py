@@ -118,8 +118,8 @@ def attention_sums(
 
 
 def divide(
-  numerator: Float[Array, '*b e'], denominator: Float[Array, '*b 1']
-) -> Float[Array, '*b e']:
+  numerator: Float[Array, '*b'], denominator: Float[Array, '*#b']
+) -> Float[Array, '*b']:
   """Return the ratio, with denominators kept away from zero (their sign stays)."""
   floor = jnp.where(denominator < 0, -_TINY, _TINY)
   return numerator / jnp.where(jnp.abs(denominator) < _TINY, floor, denominator)

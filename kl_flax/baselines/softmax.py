@@ -59,10 +59,34 @@ def softmax_weights(
 
 def _attend(query, key, value, mask):
   """Pick cuDNN's fused kernel where it exists: CUDA, 16 bits; XLA's product elsewhere."""
-  plain = lambda *args: jax.nn.dot_product_attention(*args[:3], mask=args[3])
   if query.dtype not in (jnp.bfloat16, jnp.float16):
-    return plain(query, key, value, mask)
-  fused = lambda *args: jax.nn.dot_product_attention(
-    *args[:3], mask=args[3], implementation='cudnn'
+    return _plain(query, key, value, mask)
+  return jax.lax.platform_dependent(query, key, value, mask, cuda=_fused, default=_plain)
+
+
+def _plain(query, key, value, mask):
+  return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation='xla')
+
+
+def _fused(query, key, value, mask):
+  """Run cuDNN's kernel, which wants even lengths, head sizes in eights and no L×1 mask.
+
+  So lengths are padded, and the mask becomes one more coordinate of queries and keys.
+  """
+  length, head_dim = query.shape[1], query.shape[3]
+  if mask is None:
+    mask = jnp.ones((1, 1, 1, key.shape[1]), bool)
+  pad = 8 + -head_dim % 8
+  widen = lambda x: jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, pad)))
+  query, key, value = widen(query), widen(key), widen(value)
+  # exp(−30,000 / D^(1/2)) is 0, and −30,000 is finite, in both 16-bit types.
+  penalty = jnp.where(mask[:, 0, 0, :, None], 0, -30_000).astype(key.dtype)
+  penalty = jnp.pad(
+    penalty, ((0, 0), (0, -penalty.shape[1] % 8), (0, 0)), constant_values=-30_000
   )
-  return jax.lax.platform_dependent(query, key, value, mask, cuda=fused, default=plain)
+  query = query.at[..., head_dim].set(1)
+  key = key.at[..., head_dim].set(penalty)
+  out = jax.nn.dot_product_attention(
+    query, key, value, scale=head_dim**-0.5, implementation='cudnn'
+  )
+  return out[:, :length, :, :head_dim]

@@ -315,6 +315,14 @@ def test_number_of_sequences_is_positive():
     listops.generate(SMALL, 0)
 
 
+def test_blocks_may_be_empty():
+  data = dataclasses.replace(SMALL, min_length=54, max_length=56, max_depth=4)
+  assert min(len(listops._make_block(data, block)) for block in range(10)) == 0
+  sequences = listops.generate(data, 10)
+  assert set(sequences.lengths) == {55}
+  assert [listops.evaluate(text) for text in tree_strings(sequences)] == sequences.targets.tolist()
+
+
 def test_deep_and_narrow_parameters():
   data = ListOpsData(min_length=10, max_length=40, max_depth=100, max_args=2)
   for tokens, target in listops.generate(data, 200):

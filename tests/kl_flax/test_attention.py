@@ -1,0 +1,224 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kl_flax.attention import (
+  FEATURE_MAPS,
+  KernelAttention,
+  kernel_attention,
+  naive_attention_weights,
+  naive_kernel_attention,
+)
+from kl_flax.spectral import GaussianMixture
+
+
+def make_inputs(seed, b=2, lq=5, lk=7, h=2, d=4, e=3, m=6, scale=1.0, dtype=jnp.float32):
+  keys = jax.random.split(jax.random.key(seed), 5)
+  normal = lambda key, *shape: (scale * jax.random.normal(key, shape)).astype(dtype)
+  inputs = {
+    'query': normal(keys[0], b, lq, h, d),
+    'key': normal(keys[1], b, lk, h, d),
+    'value': normal(keys[2], b, lk, h, e) / scale,
+    'omega': jax.random.normal(keys[3], (h, m, d)),
+  }
+  mask = jax.random.bernoulli(keys[4], 0.7, (b, lk)).at[:, 0].set(True)
+  return inputs, mask
+
+
+def options_for(features, inputs):
+  return {**inputs, 'omega': None} if features == 'elu' else inputs
+
+
+def outputs_and_gradients(function, inputs, **options):
+  """Return the output and the gradient of a fixed projection of it by every array."""
+  arrays = {k: v for k, v in inputs.items() if v is not None}
+
+  def loss(arrays):
+    out = function(**{**inputs, **arrays}, **options)
+    return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)), out
+
+  gradients, out = jax.jit(jax.grad(loss, has_aux=True))(arrays)
+  return out, gradients
+
+
+@pytest.mark.parametrize('features', FEATURE_MAPS)
+@settings(max_examples=5)
+@given(
+  smoothing=st.sampled_from([0.0, 1.0]),
+  seed=st.integers(0, 99),
+  sizes=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
+  frequencies=st.integers(1, 12),
+  masked=st.booleans(),
+)
+def test_equals_naive_twin(features, smoothing, seed, sizes, frequencies, masked):
+  b, lq, lk = sizes
+  inputs, mask = make_inputs(seed, b=b, lq=lq, lk=lk, m=frequencies)
+  inputs = options_for(features, inputs)
+  if features == 'fourier' and not smoothing:
+    smoothing = 1.1  # Ratios of sums near zero have no digits to compare.
+  options = {'features': features, 'smoothing': smoothing, 'key_mask': mask if masked else None}
+  fast = outputs_and_gradients(kernel_attention, inputs, **options)
+  naive = outputs_and_gradients(naive_kernel_attention, inputs, **options)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5), fast, naive
+  )
+
+
+@pytest.mark.parametrize('features', FEATURE_MAPS)
+def test_golden_values_in_float64_numpy(features):
+  inputs, mask = make_inputs(3)
+  q, k, v, omega = (np.asarray(inputs[n], np.float64) for n in inputs)
+  temperature = 1.0 if features == 'elu' else q.shape[-1] ** -0.25
+  smoothing = 0.36
+  expected = np.zeros((2, 5, 2, 3))
+  for b, i, h in np.ndindex(2, 5, 2):
+    weights = []
+    for j in range(7):
+      x, y = q[b, i, h] * temperature, k[b, j, h] * temperature
+      if features == 'elu':
+        elu = lambda z: np.where(z > 0, z, np.exp(z) - 1) + 1
+        kernel = elu(x) @ elu(y)
+      elif features == 'fourier':
+        kernel = np.mean(np.cos(omega[h] @ (x - y)))
+      else:
+        kernel = np.mean(np.exp(omega[h] @ (x + y) - x @ x - y @ y))
+      weights.append((kernel + smoothing**2) * mask[b, j])
+    expected[b, i, h] = np.array(weights) @ v[b, :, h] / np.sum(weights)
+  out = kernel_attention(
+    **options_for(features, inputs), features=features, key_mask=mask, smoothing=smoothing
+  )
+  np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('features', FEATURE_MAPS)
+@pytest.mark.parametrize('smoothing', [0.0, 1.0])
+def test_padding_changes_nothing(features, smoothing):
+  inputs, mask = make_inputs(1)
+  inputs = options_for(features, inputs)
+  attend = functools.partial(kernel_attention, features=features, smoothing=smoothing)
+  out = attend(**inputs, key_mask=mask)
+  pad = lambda x: jnp.pad(x, ((0, 0), (0, 4), (0, 0), (0, 0)), constant_values=30.0)
+  padded = {**inputs, 'key': pad(inputs['key']), 'value': pad(inputs['value'])}
+  np.testing.assert_allclose(
+    attend(**padded, key_mask=jnp.pad(mask, ((0, 0), (0, 4)))), out, rtol=1e-5, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize('features', FEATURE_MAPS)
+def test_permuting_keys_and_splitting_the_batch_change_nothing(features):
+  inputs, mask = make_inputs(2)
+  inputs = options_for(features, inputs)
+  attend = functools.partial(kernel_attention, features=features, smoothing=1.0)
+  out = attend(**inputs, key_mask=mask)
+  order = jnp.array([3, 0, 6, 2, 5, 1, 4])
+  permuted = {**inputs, 'key': inputs['key'][:, order], 'value': inputs['value'][:, order]}
+  np.testing.assert_allclose(attend(**permuted, key_mask=mask[:, order]), out, rtol=1e-5, atol=1e-6)
+  first = {k: v if k == 'omega' else v[:1] for k, v in inputs.items()}
+  np.testing.assert_allclose(attend(**first, key_mask=mask[:1]), out[:1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('features', FEATURE_MAPS)
+@pytest.mark.parametrize('smoothing', [0.0, 1.0])
+def test_rows_without_valid_keys_give_zeros_and_finite_gradients(features, smoothing):
+  inputs, mask = make_inputs(4)
+  options = {'features': features, 'smoothing': smoothing, 'key_mask': mask.at[1].set(False)}
+  out, gradients = outputs_and_gradients(
+    kernel_attention, options_for(features, inputs), **options
+  )
+  assert np.all(out[1] == 0)
+  assert np.any(out[0] != 0)
+  assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize('features', ['positive', 'fourier'])
+@pytest.mark.parametrize('length', [16, 16_384])
+def test_large_norms_stay_finite_in_bfloat16(features, length):
+  inputs, _ = make_inputs(5, b=1, lq=length, lk=length, h=1, d=64, m=16, dtype=jnp.bfloat16)
+  unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+  inputs |= {name: (50 * unit(inputs[name])).astype(jnp.bfloat16) for name in ('query', 'key')}
+  out, gradients = outputs_and_gradients(
+    kernel_attention, inputs, features=features, smoothing=1.0 if features == 'fourier' else 0.0
+  )
+  assert out.dtype == jnp.bfloat16
+  assert np.all(np.isfinite(np.asarray(out, np.float32)))
+  for gradient in jax.tree.leaves(gradients):
+    assert np.all(np.isfinite(np.asarray(gradient, np.float32)))
+
+
+def test_query_whose_frequencies_meet_only_underflowed_keys_gets_a_sensible_row():
+  # Frequency 0 rules the keys by a factor exp(400); the query sees frequency 1 alone.
+  omega = jnp.array([[[400.0, 0.0], [0.0, 400.0]]])
+  key = jnp.array([[[[1.0, 0.0]], [[-1.0, 0.0]], [[-1.0, 0.1]]]])
+  query = jnp.array([[[[-1.0, 1.0]]]])
+  value = jnp.array([[[[1.0]], [[2.0]], [[3.0]]]])
+  out = kernel_attention(query, key, value, omega)
+  np.testing.assert_allclose(
+    out, naive_kernel_attention(query, key, value, omega), rtol=1e-4
+  )
+  assert 2.9 < float(out[0, 0, 0, 0]) <= 3.0
+
+
+@pytest.mark.parametrize('features', FEATURE_MAPS)
+def test_weights_of_the_naive_twin_sum_to_one(features):
+  inputs, mask = make_inputs(6)
+  weights = naive_attention_weights(
+    inputs['query'],
+    inputs['key'],
+    None if features == 'elu' else inputs['omega'],
+    features=features,
+    key_mask=mask,
+    smoothing=1.0,
+  )
+  np.testing.assert_allclose(np.sum(weights, axis=2), 1, rtol=1e-5)
+  assert np.all(np.asarray(weights)[np.broadcast_to(~mask[:, None, :, None], weights.shape)] == 0)
+
+
+def test_memory_does_not_hold_the_attention_matrix():
+  inputs, _ = make_inputs(7, b=1, lq=4096, lk=4096, h=1, d=8, m=8)
+  compiled = jax.jit(kernel_attention).lower(**inputs).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 4096
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'features': 'cosine'}, 'must be one of'),
+    ({'features': 'elu'}, 'takes no omega'),
+    ({'omega': None}, 'needs omega'),
+    ({'smoothing': -1.0}, 'smoothing must be at least 0'),
+    ({'implementation': 'magic'}, 'implementation must be'),
+    ({'omega': jnp.ones((2, 6, 5))}, 'omega must be'),
+    ({'key': jnp.ones((2, 7, 3, 4))}, 'query and key must agree'),
+    ({'value': jnp.ones((2, 6, 2, 3))}, 'key and value must agree'),
+    ({'key_mask': jnp.ones((2, 6), bool)}, 'key_mask must be'),
+  ],
+)
+def test_errors_name_the_value_and_the_rule(change, message):
+  inputs, _ = make_inputs(0)
+  unchecked = getattr(kernel_attention, '__wrapped__', kernel_attention)
+  with pytest.raises(ValueError, match=message):
+    unchecked(**{**inputs, **change})
+
+
+def test_module_counts_nonpositive_denominators_of_fourier_features():
+  attention = KernelAttention(functools.partial(GaussianMixture, 4), 'fourier', 0.0)
+  x = 10 * jax.random.normal(jax.random.key(0), (2, 9, 2, 8))
+  rngs = {'params': jax.random.key(1), 'spectral': jax.random.key(2)}
+  variables = attention.init(rngs, x, x, x)
+  _, sown = attention.apply(variables, x, x, x, rngs=rngs, mutable=['diagnostics'])
+  (fraction,) = sown['diagnostics']['nonpositive_denominators']
+  assert 0 < fraction < 1
+
+
+def test_module_noise_is_a_function_of_the_spectral_key():
+  attention = KernelAttention(functools.partial(GaussianMixture, 4), 'positive')
+  x = jax.random.normal(jax.random.key(0), (2, 9, 2, 8))
+  variables = attention.init({'params': jax.random.key(1), 'spectral': jax.random.key(2)}, x, x, x)
+  run = lambda seed: attention.apply(variables, x, x, x, rngs={'spectral': jax.random.key(seed)})
+  np.testing.assert_array_equal(run(5), run(5))
+  assert np.any(run(5) != run(6))
