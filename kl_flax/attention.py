@@ -117,9 +117,7 @@ def attention_sums(
   return sums[..., :-1], sums[..., -1:]
 
 
-def divide(
-  numerator: Float[Array, '*b'], denominator: Float[Array, '*#b']
-) -> Float[Array, '*b']:
+def divide(numerator: Float[Array, '*b'], denominator: Float[Array, '*#b']) -> Float[Array, '*b']:
   """Return the ratio, with denominators kept away from zero (their sign stays)."""
   floor = jnp.where(denominator < 0, -_TINY, _TINY)
   return numerator / jnp.where(jnp.abs(denominator) < _TINY, floor, denominator)
@@ -244,9 +242,7 @@ def _check(query, key, value, omega, features, key_mask, smoothing):
   if features not in FEATURE_MAPS:
     raise ValueError(f'features must be one of {FEATURE_MAPS}, got {features!r}')
   if (features == 'elu') != (omega is None):
-    raise ValueError(
-      f'features={features!r} {"takes no" if omega is not None else "needs"} omega'
-    )
+    raise ValueError(f'features={features!r} {"takes no" if omega is not None else "needs"} omega')
   if smoothing < 0:
     raise ValueError(f'smoothing must be at least 0, got {smoothing}')
   shapes = f'query {query.shape}, key {key.shape}, value {value.shape}'

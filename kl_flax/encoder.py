@@ -48,9 +48,7 @@ class MultiHeadAttention(nn.Module):
   ) -> Float[Array, 'b l f']:
     """Return the mixed sequence."""
     if self.qkv_dim % self.num_heads:
-      raise ValueError(
-        f'qkv_dim={self.qkv_dim} must be a multiple of num_heads={self.num_heads}'
-      )
+      raise ValueError(f'qkv_dim={self.qkv_dim} must be a multiple of num_heads={self.num_heads}')
     features, head_dim = x.shape[-1], self.qkv_dim // self.num_heads
     # One product for all three; each keeps the Xavier bounds of a matrix of its own.
     init = nn.initializers.xavier_uniform(in_axis=0, out_axis=(2, 3), batch_axis=1)
@@ -169,9 +167,7 @@ class Encoder(nn.Module):
       ValueError: if the sequence is longer than max_length.
     """
     if inputs.shape[1] > self.max_length:
-      raise ValueError(
-        f'sequences of length {inputs.shape[1]} exceed max_length={self.max_length}'
-      )
+      raise ValueError(f'sequences of length {inputs.shape[1]} exceed max_length={self.max_length}')
     x = TokenEmbedding(self.vocab_size, self.emb_dim, self.dtype, name='embedding')(inputs)
     if self.use_cls:
       cls = self.param('cls', nn.initializers.zeros, (1, 1, self.emb_dim))

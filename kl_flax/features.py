@@ -14,16 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def project(
-  x: Float[Array, 'b l h d'], omega: Float[Array, 'h m d']
-) -> Float[Array, 'b l h m']:
+def project(x: Float[Array, 'b l h d'], omega: Float[Array, 'h m d']) -> Float[Array, 'b l h m']:
   """Return omega·x for every head, accumulated and returned in float32.
 
   Angles and exponents reach tens or hundreds, where bfloat16 has no digit left after the point.
   """
-  return jnp.einsum(
-    'blhd,hmd->blhm', x, omega.astype(x.dtype), preferred_element_type=jnp.float32
-  )
+  return jnp.einsum('blhd,hmd->blhm', x, omega.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
 def squared_norm(x: Float[Array, 'b l h d']) -> Float[Array, 'b l h 1']:

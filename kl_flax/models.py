@@ -50,9 +50,7 @@ def _gmm(features: FeatureMap, covariance: Covariance, default_smoothing: float)
     tied: bool = True,
     smoothing: float = default_smoothing,
   ) -> KernelAttention:
-    sampler = functools.partial(
-      GaussianMixture, num_frequencies, num_components, covariance, tied
-    )
+    sampler = functools.partial(GaussianMixture, num_frequencies, num_components, covariance, tied)
     return KernelAttention(sampler, features, smoothing)
 
   return AttentionRow(make, learned_kernel=True, stochastic=True)

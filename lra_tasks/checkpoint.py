@@ -18,9 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
-logger = logging.getLogger(__name__)
+from kl_flax.predictor import best_step, ranking
 
-METRIC = 'accuracy'
+logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -28,20 +28,16 @@ class Checkpoints:
 
   Args:
     directory: created if it is missing; any path, made absolute here (Orbax needs that).
-    read_only: nothing is written or removed.
   """
 
-  def __init__(self, directory: str, *, read_only: bool = False) -> None:
+  def __init__(self, directory: str) -> None:
     self.directory = os.path.abspath(directory)
     options = ocp.CheckpointManagerOptions(
-      best_fn=_metric,
-      best_mode='max',
-      read_only=read_only,
-      create=not read_only,
+      best_fn=ranking,
       preservation_policy=managers.AnyPreservationPolicy(
         [
           managers.LatestN(2),
-          managers.BestN(get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False),
+          managers.BestN(get_metric_fn=ranking, n=1, keep_checkpoints_without_metrics=False),
         ]
       ),
     )
@@ -88,7 +84,9 @@ class Checkpoints:
       except Exception as error:  # Whatever the storage layers raise on damaged files.
         logger.warning(
           'Checkpoint %d in %s is damaged and left out: %s',
-          step, self.directory, str(error).splitlines()[0],
+          step,
+          self.directory,
+          str(error).splitlines()[0],
         )
         self._manager.delete(step)
     if steps:
@@ -118,20 +116,7 @@ class Checkpoints:
 
   def best_step(self) -> int | None:
     """Return the step with the best validation accuracy (of equals the last), or None."""
-    scores = {}
-    for step in self._manager.all_steps():
-      metrics = self.metrics(step)
-      if metrics is not None:
-        scores[step] = (metrics[METRIC], step)
-    return max(scores, key=scores.get) if scores else None
-
-  def newest_step(self) -> int | None:
-    """Return the newest step, or None."""
-    return self._manager.latest_step()
-
-  def metrics(self, step: int) -> dict[str, float] | None:
-    """Return the validation metrics of a step, or None if it was not evaluated."""
-    return self._manager.metrics(step)
+    return best_step(self._manager)
 
   def wait(self) -> None:
     """Return once everything is on disk; raises what went wrong in the background."""
@@ -149,7 +134,3 @@ def checksum(state: Any) -> int:
     header = f'{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}'
     value = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), zlib.crc32(header.encode(), value))
   return value
-
-
-def _metric(metrics: dict[str, float]) -> float:
-  return metrics[METRIC]

@@ -45,55 +45,57 @@ def set_up_logging() -> None:
 class Progress:
   """A progress bar on a terminal, a log line every `log_seconds` elsewhere, nothing if not shown.
 
+  Args:
+    total: the last step.
+    start: the step to go on from.
+    show: False for nothing at all.
+    log_seconds: between log lines, where there is no terminal.
+
   >>> with Progress(10, show=False) as progress:
   ...   progress.update(3, loss=1.2)
   """
 
   def __init__(self, total: int, *, start: int = 0, show: bool = True, log_seconds: float = 30):
-    self._total, self._log_seconds = total, log_seconds
-    self._started, self._first = time.monotonic(), start
-    self._logged = self._drawn = self._started
-    self._bar = None
+    self._total = total
+    self._interval = 0.2 if CONSOLE.is_terminal else log_seconds
     self._show = show
-    if show and CONSOLE.is_terminal:
-      self._bar = rich.progress.Progress(
-        rich.progress.TextColumn('[bold]{task.description}'),
-        rich.progress.BarColumn(),
-        rich.progress.TextColumn('{task.completed}/{task.total}'),
-        rich.progress.TextColumn('{task.fields[text]}'),
-        rich.progress.TimeRemainingColumn(),
-        console=CONSOLE,
-      )
-      self._task = self._bar.add_task('train', total=total, completed=start, text='')
+    self._shown = self._origin = (start, time.monotonic())
+    self._bar = rich.progress.Progress(
+      rich.progress.TextColumn('{task.completed}/{task.total}'),
+      rich.progress.BarColumn(),
+      rich.progress.TextColumn('{task.description}'),
+      rich.progress.TimeRemainingColumn(),
+      console=CONSOLE,
+      disable=not (show and CONSOLE.is_terminal),
+    )
+    self._task = self._bar.add_task('compiling', total=total, completed=start)
 
   def __enter__(self) -> Progress:
     """Show the bar."""
-    if self._bar is not None:
-      self._bar.start()
+    self._bar.start()
     return self
 
   def __exit__(self, *error: object) -> None:
     """Leave the bar where it stands."""
-    if self._bar is not None:
-      self._bar.stop()
+    self._bar.stop()
+
+  def restart_clock(self, step: int) -> None:
+    """Measure speed from here: what came before was compilation."""
+    self._origin = (step, time.monotonic())
 
   def due(self) -> bool:
     """Return whether an update would be seen: metrics are worth fetching only then."""
-    now = time.monotonic()
-    if self._bar is not None:
-      return now - self._drawn > 0.2
-    return self._show and now - self._logged > self._log_seconds
+    return self._show and time.monotonic() - self._shown[1] > self._interval
 
   def update(self, step: int, **values: float) -> None:
     """Show the step and its values."""
     now = time.monotonic()
-    rate = (step - self._first) / max(now - self._started, 1e-9)
+    rate = (step - self._origin[0]) / max(now - self._origin[1], 1e-9)
+    self._shown = (step, now)
     text = '  '.join(f'{name} {value:.4f}' for name, value in values.items())
-    text += f'  {rate:.2f} steps/s'
-    self._drawn = now
-    if self._bar is not None:
-      self._bar.update(self._task, completed=step, text=text)
-    elif self.due():
-      self._logged = now
+    text = f'{text}  {rate:.2f} steps/s'
+    if not self._bar.disable:
+      self._bar.update(self._task, completed=step, description=text)
+    elif self._show:
       left = (self._total - step) / max(rate, 1e-9)
       logger.info('step %d/%d  %s  %.0f s left', step, self._total, text, left)

@@ -40,12 +40,20 @@ FORMATS = ('table', 'markdown', 'csv')
 PUBLISHED = ('matching', 'all', 'none')
 MAX_PARAMETER_RATIO = 1.10  # LRA's rule for like-for-like models.
 
-_TASKS = ('listops', 'text', 'retrieval', 'image',
-          'pathfinder32', 'pathfinder64', 'pathfinder128', 'pathfinder256')
+_TASKS = (
+  'listops',
+  'text',
+  'retrieval',
+  'image',
+  'pathfinder32',
+  'pathfinder64',
+  'pathfinder128',
+  'pathfinder256',
+)
 # Where a source's figures are shown. A test holds that every source is listed.
 _COLUMN_OF_SOURCE = {
-    'KL-Transformer paper (TMLR 07/2022)': 'paper',
-    'Long Range Arena leaderboard (repository README)': 'lra',
+  'KL-Transformer paper (TMLR 07/2022)': 'paper',
+  'Long Range Arena leaderboard (repository README)': 'lra',
 }
 _NONE = '–'
 
@@ -117,21 +125,17 @@ class Results(NamedTuple):
   unfinished: tuple[Unfinished, ...] = ()
 
 
-_STRINGS = {'task', 'dataset', 'model', 'preset', 'split', 'device', 'config_id',
-            'git_revision'}
+_STRINGS = {'task', 'dataset', 'model', 'preset', 'split', 'device', 'config_id', 'git_revision'}
 _BOOLEANS = {'comparable', 'validation_is_test'}
 _FRACTIONS = {'accuracy', 'majority_class'}
 _FLOATS = {*_FRACTIONS, 'steps_per_second'}
-_NULLABLE = {'preset', 'base_parameters', 'steps_per_second', 'peak_memory_bytes',
-             'git_revision'}
+_NULLABLE = {'preset', 'base_parameters', 'steps_per_second', 'peak_memory_bytes', 'git_revision'}
 _MAY_BE_ABSENT = {'git_revision'}
-_KEYS = tuple(f.name for f in dataclasses.fields(Run)
-              if f.name not in ('path', 'modified'))
+_KEYS = tuple(f.name for f in dataclasses.fields(Run) if f.name not in ('path', 'modified'))
 
 
 def _is_finite(value: object) -> bool:
-  return (isinstance(value, (int, float)) and not isinstance(value, bool)
-          and math.isfinite(value))
+  return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _expected(key: str, value: object) -> str | None:
@@ -154,7 +158,7 @@ def _expected(key: str, value: object) -> str | None:
   return None if ok else 'an integer, not negative'
 
 
-def parse_run(values: Mapping[str, Any], path: Path, modified: float = 0.) -> Run:
+def parse_run(values: Mapping[str, Any], path: Path, modified: float = 0.0) -> Run:
   """Return the run that the object of a results.json describes; other keys are ignored.
 
   Raises:
@@ -222,16 +226,16 @@ def _raise_unreadable(error: OSError) -> None:
 def _walk(top: Path) -> Iterator[tuple[Path, set[str]]]:
   """Yield (folder, names of its files), following links but entering no folder twice."""
   seen = set()
-  for folder, subfolders, names in os.walk(top, followlinks=True,
-                                           onerror=_raise_unreadable):
+  for folder, subfolders, names in os.walk(top, followlinks=True, onerror=_raise_unreadable):
     real = os.path.realpath(folder)
     if real in seen:
       subfolders.clear()
       continue
     seen.add(real)
     # A run's own subfolders hold many files and no results.
-    subfolders[:] = sorted(n for n in subfolders
-                           if n not in ('checkpoints', 'summary') and n[0] != '.')
+    subfolders[:] = sorted(
+      n for n in subfolders if n not in ('checkpoints', 'summary') and n[0] != '.'
+    )
     yield Path(folder), set(names)
 
 
@@ -241,20 +245,25 @@ def _scan(top: Path) -> tuple[list[Path], list[Unfinished]]:
     if 'results.json' in names:
       finished.append(folder / 'results.json')
     elif names & {'metrics.jsonl', 'config.json'}:
-      unfinished.append(Unfinished(folder, _last_step(folder / 'metrics.jsonl'),
-                                   _planned_steps(folder / 'config.json')))
+      unfinished.append(
+        Unfinished(
+          folder, _last_step(folder / 'metrics.jsonl'), _planned_steps(folder / 'config.json')
+        )
+      )
   return finished, unfinished
 
 
 def _no_results(top: Path, unfinished: Sequence[Unfinished]) -> ReportError:
   if not unfinished:
     return ReportError(
-        f'{top}: no results.json here or below; `python -m lra_tasks.train '
-        f'--config=... --model_dir={top}` writes one at the end of its run')
+      f'{top}: no results.json here or below; `python -m lra_tasks.train '
+      f'--config=... --model_dir={top}` writes one at the end of its run'
+    )
   more = f', and {len(unfinished) - 1} more' if len(unfinished) > 1 else ''
   return ReportError(
-      f'{top}: no finished run: {unfinished[0].describe()}{more}; results.json is '
-      'written at the end of a run: call lra_tasks.train again as before to go on')
+    f'{top}: no finished run: {unfinished[0].describe()}{more}; results.json is '
+    'written at the end of a run: call lra_tasks.train again as before to go on'
+  )
 
 
 def load_results(directories: Iterable[str | os.PathLike[str]]) -> Results:
@@ -268,8 +277,11 @@ def load_results(directories: Iterable[str | os.PathLike[str]]) -> Results:
   unfinished: dict[str, Unfinished] = {}
   for top in map(Path, directories):
     if not top.is_dir():
-      raise ReportError(f'{top}: not a directory; name the run\'s folder' if top.exists()
-                        else f'{top}: no such directory')
+      raise ReportError(
+        f"{top}: not a directory; name the run's folder"
+        if top.exists()
+        else f'{top}: no such directory'
+      )
     paths, pending = _scan(top)
     if not paths:
       raise _no_results(top, pending)
@@ -277,8 +289,9 @@ def load_results(directories: Iterable[str | os.PathLike[str]]) -> Results:
       finished.setdefault(os.path.realpath(path), path)
     for run in pending:
       unfinished.setdefault(os.path.realpath(run.path), run)
-  runs = tuple(parse_run(_read_json(path), path, path.stat().st_mtime)
-               for path in finished.values())
+  runs = tuple(
+    parse_run(_read_json(path), path, path.stat().st_mtime) for path in finished.values()
+  )
   return Results(runs, tuple(unfinished.values()))
 
 
@@ -318,13 +331,18 @@ def load_published() -> tuple[Figure, ...]:
   names = [f.name for f in dataclasses.fields(Figure)]
   rows = csv.DictReader(io.StringIO(file.read_text(encoding='utf-8')))
   return tuple(
-      Figure(**{name: row[name] for name in names if name != 'value'},
-             value=float(row['value']) if row['value'] else None)
-      for row in rows if row['metric'] == 'accuracy')
+    Figure(
+      **{name: row[name] for name in names if name != 'value'},
+      value=float(row['value']) if row['value'] else None,
+    )
+    for row in rows
+    if row['metric'] == 'accuracy'
+  )
 
 
-def published_for(figures: Iterable[Figure], task: str,
-                  external: bool = False) -> dict[str, dict[str, Figure]]:
+def published_for(
+  figures: Iterable[Figure], task: str, external: bool = False
+) -> dict[str, dict[str, Figure]]:
   """Return {model: {'paper' or 'lra': figure}} of one task.
 
   Args:
@@ -476,8 +494,9 @@ def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def _ratio(runs: Iterable[Run]) -> float | None:
-  return max((run.parameters / run.base_parameters
-              for run in runs if run.base_parameters), default=None)
+  return max(
+    (run.parameters / run.base_parameters for run in runs if run.base_parameters), default=None
+  )
 
 
 def _run_row(group: Group, published: Mapping[str, Mapping[str, Figure]]) -> Row:
@@ -491,21 +510,30 @@ def _run_row(group: Group, published: Mapping[str, Mapping[str, Figure]]) -> Row
     difference = statistics.fmean(accuracies) - paper.value / 100
   speeds = [run.steps_per_second for run in runs if run.steps_per_second is not None]
   return Row(
-      kind='run', model=first.model, preset=first.preset or '', config_id=first.config_id,
-      accuracy=statistics.fmean(accuracies),
-      accuracy_sd=statistics.stdev(accuracies) if len(runs) > 1 else None,
-      paper=paper, lra=figures.get('lra'), difference=difference, comparable=comparable,
-      validation_is_test=any(run.validation_is_test for run in runs),
-      examples=_distinct(run.examples for run in runs),
-      parameters=_distinct(run.parameters for run in runs),
-      base_parameters=_distinct(run.base_parameters for run in runs),
-      parameter_ratio=_ratio(runs),
-      steps=_distinct(run.steps for run in runs),
-      steps_per_second=statistics.fmean(speeds) if speeds else None,
-      peak_memory_bytes=max((run.peak_memory_bytes for run in runs
-                             if run.peak_memory_bytes is not None), default=None),
-      eval_samples=_distinct(run.eval_samples for run in runs),
-      runs=runs, repeated=group.repeated)
+    kind='run',
+    model=first.model,
+    preset=first.preset or '',
+    config_id=first.config_id,
+    accuracy=statistics.fmean(accuracies),
+    accuracy_sd=statistics.stdev(accuracies) if len(runs) > 1 else None,
+    paper=paper,
+    lra=figures.get('lra'),
+    difference=difference,
+    comparable=comparable,
+    validation_is_test=any(run.validation_is_test for run in runs),
+    examples=_distinct(run.examples for run in runs),
+    parameters=_distinct(run.parameters for run in runs),
+    base_parameters=_distinct(run.base_parameters for run in runs),
+    parameter_ratio=_ratio(runs),
+    steps=_distinct(run.steps for run in runs),
+    steps_per_second=statistics.fmean(speeds) if speeds else None,
+    peak_memory_bytes=max(
+      (run.peak_memory_bytes for run in runs if run.peak_memory_bytes is not None), default=None
+    ),
+    eval_samples=_distinct(run.eval_samples for run in runs),
+    runs=runs,
+    repeated=group.repeated,
+  )
 
 
 def _tagged(rows: Sequence[Row]) -> list[Row]:
@@ -526,21 +554,30 @@ def _tagged(rows: Sequence[Row]) -> list[Row]:
 def _majority_rows(runs: Iterable[Run]) -> list[Row]:
   """Return one row, or one for each number of examples if runs saw different ones."""
   shares = sorted({(run.majority_class, run.examples) for run in runs})
-  return [Row(kind='majority', model='majority', accuracy=share, examples=(examples,))
-          for share, examples in shares]
+  return [
+    Row(kind='majority', model='majority', accuracy=share, examples=(examples,))
+    for share, examples in shares
+  ]
 
 
-def _published_rows(published: Mapping[str, Mapping[str, Figure]], ran: set[str],
-                    which: str, comparable: bool) -> list[Row]:
+def _published_rows(
+  published: Mapping[str, Mapping[str, Figure]], ran: set[str], which: str, comparable: bool
+) -> list[Row]:
   def value(row: Row) -> float:
     figure = row.paper or row.lra
-    return figure.value if figure and figure.value is not None else -1.
+    return figure.value if figure and figure.value is not None else -1.0
 
   rows = [
-      Row(kind='published', model=model, preset=_published_label(figures.values()),
-          paper=figures.get('paper'), lra=figures.get('lra'), comparable=comparable)
-      for model, figures in published.items()
-      if model not in ran and (which == 'all' or _is_chance(figures))
+    Row(
+      kind='published',
+      model=model,
+      preset=_published_label(figures.values()),
+      paper=figures.get('paper'),
+      lra=figures.get('lra'),
+      comparable=comparable,
+    )
+    for model, figures in published.items()
+    if model not in ran and (which == 'all' or _is_chance(figures))
   ]
   return sorted(rows, key=lambda row: (-value(row), row.model))
 
@@ -554,8 +591,9 @@ def _is_chance(figures: Mapping[str, Figure]) -> bool:
   return any(figure.family == 'chance' for figure in figures.values())
 
 
-def build_rows(groups: Sequence[Group], published: Mapping[str, Mapping[str, Figure]],
-               which: str = 'matching') -> list[Row]:
+def build_rows(
+  groups: Sequence[Group], published: Mapping[str, Mapping[str, Figure]], which: str = 'matching'
+) -> list[Row]:
   """Return the rows of one table: our runs, best first; chance; published models.
 
   Args:
@@ -579,8 +617,9 @@ def _table_order(key: tuple[str, str, str]) -> tuple[Any, ...]:
   return (_TASKS.index(task) if task in _TASKS else len(_TASKS), key)
 
 
-def build_report(results: Results, figures: Iterable[Figure], which: str = 'matching',
-                 external: bool = False) -> Report:
+def build_report(
+  results: Results, figures: Iterable[Figure], which: str = 'matching', external: bool = False
+) -> Report:
   """Return one table for each task, data set and split of `results`."""
   figures = tuple(figures)
   groups = collections.defaultdict(list)
@@ -598,14 +637,13 @@ def build_report(results: Results, figures: Iterable[Figure], which: str = 'matc
 # ------------------------------------------------------------------------ cells and notes
 
 _MARKS = {
-    '†': f'more than {100 * (MAX_PARAMETER_RATIO - 1):.0f} % larger than the base '
-         'Transformer: outside LRA\'s rule for like-for-like comparison.',
-    '‡': 'the checkpoint was chosen on the split that is reported here (as LRA does '
-         'where a task has no validation split): optimistic.',
-    '§': 'published for the full task; our data or split is not the same, so no '
-         'difference is given.',
-    '¶': 'mean speed and largest memory over runs on different hardware.',
-    '◊': 'the runs were made by different revisions of the code.',
+  '†': f'more than {100 * (MAX_PARAMETER_RATIO - 1):.0f} % larger than the base '
+  "Transformer: outside LRA's rule for like-for-like comparison.",
+  '‡': 'the checkpoint was chosen on the split that is reported here (as LRA does '
+  'where a task has no validation split): optimistic.',
+  '§': 'published for the full task; our data or split is not the same, so no difference is given.',
+  '¶': 'mean speed and largest memory over runs on different hardware.',
+  '◊': 'the runs were made by different revisions of the code.',
 }
 
 
@@ -626,15 +664,14 @@ class Column(NamedTuple):
   left: bool = False
 
 
-def _number(value: float | int | None, template: str, row: Row, scale: float = 1.) -> str:
+def _number(value: float | int | None, template: str, row: Row, scale: float = 1.0) -> str:
   if value is None:
     return _NONE if row.kind == 'run' else ''
   rounded = template.format(value * scale)
   return rounded.replace('-', '+') if rounded.strip('+-0.') == '' else rounded
 
 
-def _span(values: Sequence[int], row: Row,
-          text: Callable[[int], str] = '{:,}'.format) -> str:
+def _span(values: Sequence[int], row: Row, text: Callable[[int], str] = '{:,}'.format) -> str:
   if not values:
     return _NONE if row.kind == 'run' else ''
   ends = dict.fromkeys((values[0], values[-1]))
@@ -662,8 +699,7 @@ def compact_seeds(seeds: Iterable[int]) -> str:
       stretches[-1].append(seed)
     else:
       stretches.append([seed])
-  return ', '.join(f'{s[0]}–{s[-1]}' if len(s) > 2 else ', '.join(map(str, s))
-                   for s in stretches)
+  return ', '.join(f'{s[0]}–{s[-1]}' if len(s) > 2 else ', '.join(map(str, s)) for s in stretches)
 
 
 def _published_cell(row: Row, figure: Figure | None) -> Cell:
@@ -677,39 +713,65 @@ def _hardware_mark(row: Row) -> str:
 
 
 _COLUMNS = (
-    Column('model', 'label', lambda row: Cell(row.model),
-           'majority: always answering the commonest class of the split.', left=True),
-    Column('preset', 'label', lambda row: Cell(row.preset_and_tag), left=True),
-    Column('ours %', 'accuracy',
-           lambda row: Cell(_number(row.accuracy, '{:.2f}', row, 100.),
-                            '‡' if row.validation_is_test else '')),
-    Column('± sd', 'accuracy',
-           lambda row: Cell('' if row.accuracy_sd is None else
-                            f'± {100 * row.accuracy_sd:.2f}'),
-           '± sd: sample standard deviation over the runs of a row.'),
-    Column('runs', 'accuracy',
-           lambda row: Cell(str(len(row.runs)) if row.runs else '',
-                            '◊' if len(row.revisions) > 1 else '')),
-    Column('seeds', 'accuracy', lambda row: Cell(compact_seeds(row.seeds)), left=True),
-    Column('paper %', 'accuracy', lambda row: _published_cell(row, row.paper)),
-    Column('Δ', 'accuracy',
-           lambda row: Cell(_number(row.difference, '{:+.2f}', row, 100.)),
-           'Δ: our mean minus the paper\'s figure, in percentage points.'),
-    Column('LRA %', 'accuracy', lambda row: _published_cell(row, row.lra)),
-    Column('params', 'cost', lambda row: Cell(_span(row.parameters, row, _count))),
-    Column('/ base', 'cost',
-           lambda row: Cell(_number(row.parameter_ratio, '{:.3f}', row),
-                            '†' if row.breaks_rule else ''),
-           '/ base: parameters over those of the base Transformer.'),
-    Column('steps', 'cost', lambda row: Cell(_span(row.steps, row))),
-    Column('steps/s', 'cost',
-           lambda row: Cell(_number(row.steps_per_second, '{:.2f}', row),
-                            _hardware_mark(row))),
-    Column('peak GiB', 'cost',
-           lambda row: Cell(_number(row.peak_memory_bytes, '{:.2f}', row, 2**-30),
-                            _hardware_mark(row))),
-    Column('samples', 'cost', lambda row: Cell(_span(row.eval_samples, row)),
-           'samples: draws of the random features per example in the evaluation.'),
+  Column(
+    'model',
+    'label',
+    lambda row: Cell(row.model),
+    'majority: always answering the commonest class of the split.',
+    left=True,
+  ),
+  Column('preset', 'label', lambda row: Cell(row.preset_and_tag), left=True),
+  Column(
+    'ours %',
+    'accuracy',
+    lambda row: Cell(
+      _number(row.accuracy, '{:.2f}', row, 100.0), '‡' if row.validation_is_test else ''
+    ),
+  ),
+  Column(
+    '± sd',
+    'accuracy',
+    lambda row: Cell('' if row.accuracy_sd is None else f'± {100 * row.accuracy_sd:.2f}'),
+    '± sd: sample standard deviation over the runs of a row.',
+  ),
+  Column(
+    'runs',
+    'accuracy',
+    lambda row: Cell(str(len(row.runs)) if row.runs else '', '◊' if len(row.revisions) > 1 else ''),
+  ),
+  Column('seeds', 'accuracy', lambda row: Cell(compact_seeds(row.seeds)), left=True),
+  Column('paper %', 'accuracy', lambda row: _published_cell(row, row.paper)),
+  Column(
+    'Δ',
+    'accuracy',
+    lambda row: Cell(_number(row.difference, '{:+.2f}', row, 100.0)),
+    "Δ: our mean minus the paper's figure, in percentage points.",
+  ),
+  Column('LRA %', 'accuracy', lambda row: _published_cell(row, row.lra)),
+  Column('params', 'cost', lambda row: Cell(_span(row.parameters, row, _count))),
+  Column(
+    '/ base',
+    'cost',
+    lambda row: Cell(_number(row.parameter_ratio, '{:.3f}', row), '†' if row.breaks_rule else ''),
+    '/ base: parameters over those of the base Transformer.',
+  ),
+  Column('steps', 'cost', lambda row: Cell(_span(row.steps, row))),
+  Column(
+    'steps/s',
+    'cost',
+    lambda row: Cell(_number(row.steps_per_second, '{:.2f}', row), _hardware_mark(row)),
+  ),
+  Column(
+    'peak GiB',
+    'cost',
+    lambda row: Cell(_number(row.peak_memory_bytes, '{:.2f}', row, 2**-30), _hardware_mark(row)),
+  ),
+  Column(
+    'samples',
+    'cost',
+    lambda row: Cell(_span(row.eval_samples, row)),
+    'samples: draws of the random features per example in the evaluation.',
+  ),
 )
 _EXAMPLES = Column('examples', 'accuracy', lambda row: Cell(_span(row.examples, row)))
 
@@ -737,10 +799,10 @@ def make_grid(table: Table) -> Grid:
 def legend(grids: Sequence[Grid]) -> list[str]:
   """Return the explanation of each column and each mark that appears in `grids`."""
   columns = dict.fromkeys(column for grid in grids for column in grid.columns)
-  used = {mark for grid in grids for cells in grid.cells for cell in cells
-          for mark in cell.marks}
-  return ([c.legend for c in columns if c.legend]
-          + [f'{mark} {text}' for mark, text in _MARKS.items() if mark in used])
+  used = {mark for grid in grids for cells in grid.cells for cell in cells for mark in cell.marks}
+  return [c.legend for c in columns if c.legend] + [
+    f'{mark} {text}' for mark, text in _MARKS.items() if mark in used
+  ]
 
 
 def _source_notes(table: Table) -> list[str]:
@@ -751,8 +813,11 @@ def _source_notes(table: Table) -> list[str]:
     remarks = dict.fromkeys(f.note for f in figures if f.note)
     if figures:
       title = 'LRA %' if column == 'lra' else 'paper %'
-      notes.append(f'{title}: {source}, {", ".join(places)}'
-                   + ''.join(f'; {remark}' for remark in remarks) + '.')
+      notes.append(
+        f'{title}: {source}, {", ".join(places)}'
+        + ''.join(f'; {remark}' for remark in remarks)
+        + '.'
+      )
   return notes
 
 
@@ -764,7 +829,8 @@ def _hardware_notes(table: Table) -> list[str]:
       part = len(row.devices) > 1
       plural = 's' if len(seeds) > 1 else ''
       rows_on[device].append(
-          row.label + (f' (seed{plural} {compact_seeds(seeds)})' if part else ''))
+        row.label + (f' (seed{plural} {compact_seeds(seeds)})' if part else '')
+      )
   if len(rows_on) == 1:
     return [f'Hardware of our rows: {device}.' for device in rows_on]
   return [f'Hardware {device}: {"; ".join(rows)}.' for device, rows in rows_on.items()]
@@ -773,17 +839,21 @@ def _hardware_notes(table: Table) -> list[str]:
 def _repeat_notes(row: Row) -> list[str]:
   kept = {run.seed: run.path.parent for run in row.runs}
   return [
-      f'{row.label}: seed {run.seed} was run again, which is no independent run. Kept '
-      f'the newest results.json, in {kept[run.seed]}; left out {run.path.parent} '
-      f'({100 * run.accuracy:.2f} %).' for run in row.repeated]
+    f'{row.label}: seed {run.seed} was run again, which is no independent run. Kept '
+    f'the newest results.json, in {kept[run.seed]}; left out {run.path.parent} '
+    f'({100 * run.accuracy:.2f} %).'
+    for run in row.repeated
+  ]
 
 
 def table_notes(table: Table) -> list[str]:
   """Return the sources, the hardware and what was left out, for one table."""
   notes = _source_notes(table) + _hardware_notes(table)
   if any(row.tag for row in table.rows):
-    notes.append('In brackets: the start of config_id, where one model and preset was '
-                 'run with different configs.')
+    notes.append(
+      'In brackets: the start of config_id, where one model and preset was '
+      'run with different configs.'
+    )
   return notes + [note for row in table.rows for note in _repeat_notes(row)]
 
 
@@ -796,7 +866,7 @@ def _data_line(table: Table) -> str:
   ours = [row for row in table.rows if row.kind == 'run']
   if all(run.comparable for row in ours for run in row.runs):
     return f'data: {table.dataset}'
-  return f'data: {table.dataset} (NOT the benchmark\'s own)'
+  return f"data: {table.dataset} (NOT the benchmark's own)"
 
 
 # ------------------------------------------------------------------------------ rendering
@@ -813,13 +883,14 @@ def _padded(column: Column, cells: Sequence[Cell]) -> list[str]:
 
 def _rich_table(table: Table, grid: Grid, columns: Sequence[Column]) -> RichTable:
   """Return those columns of `grid`, without the rows that have nothing in them."""
-  chosen = [(column, cells)
-            for column, cells in zip(grid.columns, grid.cells, strict=True)
-            if column in columns]
+  chosen = [
+    (column, cells)
+    for column, cells in zip(grid.columns, grid.cells, strict=True)
+    if column in columns
+  ]
   values = [cells for column, cells in chosen if column.block != 'label']
   texts = [_padded(column, cells) for column, cells in chosen]
-  rich_table = RichTable(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False,
-                         show_edge=False)
+  rich_table = RichTable(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
   for text in texts:
     rich_table.add_column(Text(text[0]), no_wrap=True)
   previous = None
@@ -829,13 +900,15 @@ def _rich_table(table: Table, grid: Grid, columns: Sequence[Column]) -> RichTabl
     if previous not in (None, row.kind):
       rich_table.add_section()
     previous = row.kind
-    rich_table.add_row(*(Text(text[i + 1]) for text in texts),
-                       style='' if row.kind == 'run' else 'dim')
+    rich_table.add_row(
+      *(Text(text[i + 1]) for text in texts), style='' if row.kind == 'run' else 'dim'
+    )
   return rich_table
 
 
-def split_columns(columns: Sequence[Column],
-                  fits: Callable[[Sequence[Column]], bool]) -> list[list[Column]]:
+def split_columns(
+  columns: Sequence[Column], fits: Callable[[Sequence[Column]], bool]
+) -> list[list[Column]]:
   """Split a table that is too wide into blocks: by topic, then as much as fits in each.
 
   Each block begins with the label columns and has at least one column more.
@@ -873,9 +946,16 @@ def render_table(report: Report, width: int | None = None, color: bool = False) 
     fits = lambda columns, make=make: width is None or _width(make(columns)) <= width
     blocks.append([make(columns) for columns in split_columns(grid.columns, fits)])
   needed = max((_width(block) for group in blocks for block in group), default=0)
-  console = Console(file=io.StringIO(), width=max(width or 80, needed), highlight=False,
-                    markup=False, emoji=False, force_terminal=color,
-                    color_system='auto' if color else None, legacy_windows=False)
+  console = Console(
+    file=io.StringIO(),
+    width=max(width or 80, needed),
+    highlight=False,
+    markup=False,
+    emoji=False,
+    force_terminal=color,
+    color_system='auto' if color else None,
+    legacy_windows=False,
+  )
   for table, group in zip(report.tables, blocks, strict=True):
     console.print(Text(table.title, style='bold'))
     console.print(Text(_data_line(table)))
@@ -938,11 +1018,36 @@ def render_markdown(report: Report) -> str:
 
 
 CSV_COLUMNS = (
-    'kind', 'task', 'dataset', 'split', 'model', 'preset', 'config_id', 'accuracy',
-    'accuracy_sd', 'runs', 'seeds', 'examples', 'comparable', 'validation_is_test',
-    'published_paper', 'published_lra', 'difference_to_paper', 'parameters',
-    'base_parameters', 'parameter_ratio', 'breaks_lra_rule', 'steps', 'steps_per_second',
-    'peak_memory_bytes', 'eval_samples', 'device', 'git_revision', 'source', 'note')
+  'kind',
+  'task',
+  'dataset',
+  'split',
+  'model',
+  'preset',
+  'config_id',
+  'accuracy',
+  'accuracy_sd',
+  'runs',
+  'seeds',
+  'examples',
+  'comparable',
+  'validation_is_test',
+  'published_paper',
+  'published_lra',
+  'difference_to_paper',
+  'parameters',
+  'base_parameters',
+  'parameter_ratio',
+  'breaks_lra_rule',
+  'steps',
+  'steps_per_second',
+  'peak_memory_bytes',
+  'eval_samples',
+  'device',
+  'git_revision',
+  'source',
+  'note',
+)
 
 
 def _csv_value(value: Any) -> Any:
@@ -959,23 +1064,35 @@ def _fraction(figure: Figure | None) -> float | None:
 
 def _csv_of_row(row: Row) -> dict[str, Any]:
   values = {name: getattr(row, name) for name in CSV_COLUMNS if hasattr(row, name)}
-  values |= {'runs': len(row.runs) or None, 'difference_to_paper': row.difference,
-             'published_paper': _fraction(row.paper), 'published_lra': _fraction(row.lra)}
+  values |= {
+    'runs': len(row.runs) or None,
+    'difference_to_paper': row.difference,
+    'published_paper': _fraction(row.paper),
+    'published_lra': _fraction(row.lra),
+  }
   if row.kind == 'run':
     breaks_rule = None if row.parameter_ratio is None else row.breaks_rule
-    values |= {'breaks_lra_rule': breaks_rule, 'device': '; '.join(row.devices),
-               'git_revision': '; '.join(row.revisions),
-               'source': '; '.join(str(run.path) for run in row.runs),
-               'note': ' '.join(_repeat_notes(row))}
+    values |= {
+      'breaks_lra_rule': breaks_rule,
+      'device': '; '.join(row.devices),
+      'git_revision': '; '.join(row.revisions),
+      'source': '; '.join(str(run.path) for run in row.runs),
+      'note': ' '.join(_repeat_notes(row)),
+    }
   else:
     values |= {'comparable': None, 'validation_is_test': None}
   return values
 
 
 def _csv_of_figure(figure: Figure) -> dict[str, Any]:
-  return {'kind': 'published', 'model': figure.model,
-          'preset': _published_label([figure]), 'accuracy': _fraction(figure),
-          'source': figure.origin, 'note': figure.note}
+  return {
+    'kind': 'published',
+    'model': figure.model,
+    'preset': _published_label([figure]),
+    'accuracy': _fraction(figure),
+    'source': figure.origin,
+    'note': figure.note,
+  }
 
 
 def render_csv(report: Report) -> str:
@@ -1003,21 +1120,31 @@ def render_csv(report: Report) -> str:
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Define the command's flags; not at import, so that commands can share names."""
   flags.DEFINE_enum(
-      'format', 'table', FORMATS,
-      'table: text for the terminal. markdown: tables for GitHub. csv: raw numbers, '
-      'accuracies as fractions, one line a row.', flag_values=flag_values)
+    'format',
+    'table',
+    FORMATS,
+    'table: text for the terminal. markdown: tables for GitHub. csv: raw numbers, '
+    'accuracies as fractions, one line a row.',
+    flag_values=flag_values,
+  )
   flags.DEFINE_string(
-      'output', None, 'File to write instead of standard output.',
-      flag_values=flag_values)
+    'output', None, 'File to write instead of standard output.', flag_values=flag_values
+  )
   flags.DEFINE_enum(
-      'published', 'matching', PUBLISHED,
-      'Which published figures to show. matching: those of the models that were run, and '
-      'of random guessing. all: also the models that were not run. none: no figures.',
-      flag_values=flag_values)
+    'published',
+    'matching',
+    PUBLISHED,
+    'Which published figures to show. matching: those of the models that were run, and '
+    'of random guessing. all: also the models that were not run. none: no figures.',
+    flag_values=flag_values,
+  )
   flags.DEFINE_bool(
-      'external', False,
-      'Also show entries of the LRA leaderboard that do not keep to LRA\'s rules, for '
-      'models that were run, or with --published=all.', flag_values=flag_values)
+    'external',
+    False,
+    "Also show entries of the LRA leaderboard that do not keep to LRA's rules, for "
+    'models that were run, or with --published=all.',
+    flag_values=flag_values,
+  )
 
 
 def _render(report: Report, flag_values: flags.FlagValues) -> str:
@@ -1051,8 +1178,9 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
   try:
     if len(argv) < 2:
       raise ReportError('name the directory of at least one run; --help tells more')
-    report = build_report(load_results(argv[1:]), load_published(), flag_values.published,
-                          flag_values.external)
+    report = build_report(
+      load_results(argv[1:]), load_published(), flag_values.published, flag_values.external
+    )
     _write(_render(report, flag_values), flag_values.output)
   except ReportError as error:
     print(f'error: {error}', file=sys.stderr)

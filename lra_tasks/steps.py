@@ -114,9 +114,7 @@ def zero_sums(model: Classifier) -> Sums:
   }
   key = jax.random.key(0)
   shapes = jax.eval_shape(
-    lambda: _apply(
-      model, init_params(model, key, key), batch, rngs={'spectral': key}
-    )
+    lambda: _apply(model, init_params(model, key, key), batch, rngs={'spectral': key})
   )
   return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 

@@ -231,6 +231,7 @@ def _fit(run: _Run, step: int, state: Any, data: Any) -> tuple[int, Any]:
       if clock is None:  # The first step compiles: it does not count.
         jax.block_until_ready(sums)
         clock = step, time.monotonic()
+        progress.restart_clock(step)
     _settle(pending, 0)
     if saved < step:
       run.save(step, state, data)

@@ -81,9 +81,7 @@ def _fused(query, key, value, mask):
   query, key, value = widen(query), widen(key), widen(value)
   # exp(−30,000 / D^(1/2)) is 0, and −30,000 is finite, in both 16-bit types.
   penalty = jnp.where(mask[:, 0, 0, :, None], 0, -30_000).astype(key.dtype)
-  penalty = jnp.pad(
-    penalty, ((0, 0), (0, -penalty.shape[1] % 8), (0, 0)), constant_values=-30_000
-  )
+  penalty = jnp.pad(penalty, ((0, 0), (0, -penalty.shape[1] % 8), (0, 0)), constant_values=-30_000)
   query = query.at[..., head_dim].set(1)
   key = key.at[..., head_dim].set(penalty)
   out = jax.nn.dot_product_attention(

@@ -64,9 +64,7 @@ def test_equals_naive_twin(features, smoothing, seed, sizes, frequencies, masked
   options = {'features': features, 'smoothing': smoothing, 'key_mask': mask if masked else None}
   fast = outputs_and_gradients(kernel_attention, inputs, **options)
   naive = outputs_and_gradients(naive_kernel_attention, inputs, **options)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5), fast, naive
-  )
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5), fast, naive)
 
 
 @pytest.mark.parametrize('features', FEATURE_MAPS)
@@ -127,9 +125,7 @@ def test_permuting_keys_and_splitting_the_batch_change_nothing(features):
 def test_rows_without_valid_keys_give_zeros_and_finite_gradients(features, smoothing):
   inputs, mask = make_inputs(4)
   options = {'features': features, 'smoothing': smoothing, 'key_mask': mask.at[1].set(False)}
-  out, gradients = outputs_and_gradients(
-    kernel_attention, options_for(features, inputs), **options
-  )
+  out, gradients = outputs_and_gradients(kernel_attention, options_for(features, inputs), **options)
   assert np.all(out[1] == 0)
   assert np.any(out[0] != 0)
   assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradients))
@@ -157,9 +153,7 @@ def test_query_whose_frequencies_meet_only_underflowed_keys_gets_a_sensible_row(
   query = jnp.array([[[[-1.0, 1.0]]]])
   value = jnp.array([[[[1.0]], [[2.0]], [[3.0]]]])
   out = kernel_attention(query, key, value, omega)
-  np.testing.assert_allclose(
-    out, naive_kernel_attention(query, key, value, omega), rtol=1e-4
-  )
+  np.testing.assert_allclose(out, naive_kernel_attention(query, key, value, omega), rtol=1e-4)
   assert 2.9 < float(out[0, 0, 0, 0]) <= 3.0
 
 

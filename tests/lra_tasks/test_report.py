@@ -20,21 +20,40 @@ from hypothesis import strategies as st
 from lra_tasks import report
 
 RUN = {
-    'task': 'listops', 'dataset': 'listops/generated:1.0.0', 'comparable': True,
-    'model': 'gmm_prf', 'preset': 'paper', 'split': 'test', 'accuracy': 0.37, 'loss': 1.7,
-    'examples': 2000, 'majority_class': 0.171, 'seed': 0, 'steps': 10_000,
-    'best_step': 8000, 'validation_accuracy': 0.37, 'validation_is_test': False,
-    'eval_samples': 1, 'parameters': 10_000_000, 'base_parameters': 10_000_000,
-    'parameter_ratio': 1.0, 'wall_time_seconds': 700.1, 'steps_per_second': 18.0,
-    'peak_memory_bytes': 3 * 2**30, 'device': '1 x NVIDIA H200',
-    'config_id': 'a1b2c3d4e5f6', 'git_revision': 'abc', 'versions': {}}
+  'task': 'listops',
+  'dataset': 'listops/generated:1.0.0',
+  'comparable': True,
+  'model': 'gmm_prf',
+  'preset': 'paper',
+  'split': 'test',
+  'accuracy': 0.37,
+  'loss': 1.7,
+  'examples': 2000,
+  'majority_class': 0.171,
+  'seed': 0,
+  'steps': 10_000,
+  'best_step': 8000,
+  'validation_accuracy': 0.37,
+  'validation_is_test': False,
+  'eval_samples': 1,
+  'parameters': 10_000_000,
+  'base_parameters': 10_000_000,
+  'parameter_ratio': 1.0,
+  'wall_time_seconds': 700.1,
+  'steps_per_second': 18.0,
+  'peak_memory_bytes': 3 * 2**30,
+  'device': '1 x NVIDIA H200',
+  'config_id': 'a1b2c3d4e5f6',
+  'git_revision': 'abc',
+  'versions': {},
+}
 ROOT = Path(report.__file__).parents[1]
 
 
 def make_run(**changes):
   """A run as if read from a results.json."""
   path = changes.pop('path', Path(f'runs/{changes.get("seed", 0)}/results.json'))
-  modified = changes.pop('modified', 0.)
+  modified = changes.pop('modified', 0.0)
   return report.parse_run({**RUN, **changes}, path, modified)
 
 
@@ -86,7 +105,9 @@ def only_row(built):
 # Published figures.
 
 
-@pytest.mark.parametrize(('task', 'model', 'paper', 'lra'), [
+@pytest.mark.parametrize(
+  ('task', 'model', 'paper', 'lra'),
+  [
     # Checked against the text of the paper (Tables 2 and 5) and LRA's README.
     ('listops', 'gmm_prf', 36.96, None),
     ('listops', 'performer', 36.00, 18.01),
@@ -96,7 +117,8 @@ def only_row(built):
     ('retrieval', 'fastfood_prf', 71.13, None),
     ('image', 'sparse_transformer', 44.24, 44.24),
     ('pathfinder32', 'performer', None, 77.05),
-])
+  ],
+)
 def test_published_figures(task, model, paper, lra):
   found = report.published_for(report.load_published(), task)[model]
   values = {name: figure.value for name, figure in found.items()}
@@ -131,10 +153,13 @@ def test_published_unknown_task_has_none():
 
 def test_three_seeds_by_hand():
   # Mean of 36, 37, 38 is 37; squared deviations 1 + 0 + 1 over n - 1 = 2: sd 1.
-  row = only_row(make_report(
-      make_run(seed=2, accuracy=0.36, steps_per_second=10., peak_memory_bytes=1),
-      make_run(seed=0, accuracy=0.37, steps_per_second=20., peak_memory_bytes=3),
-      make_run(seed=1, accuracy=0.38, steps_per_second=12., peak_memory_bytes=2)))
+  row = only_row(
+    make_report(
+      make_run(seed=2, accuracy=0.36, steps_per_second=10.0, peak_memory_bytes=1),
+      make_run(seed=0, accuracy=0.37, steps_per_second=20.0, peak_memory_bytes=3),
+      make_run(seed=1, accuracy=0.38, steps_per_second=12.0, peak_memory_bytes=2),
+    )
+  )
   assert row.accuracy == pytest.approx(0.37)
   assert row.accuracy_sd == pytest.approx(0.01)
   assert row.difference == pytest.approx(0.0004)  # 37 - 36.96
@@ -149,8 +174,7 @@ def test_one_run_has_no_deviation():
   assert '±' not in report.render_table(make_report(make_run()))
 
 
-@pytest.mark.parametrize('key', [
-    'task', 'dataset', 'split', 'model', 'preset', 'config_id'])
+@pytest.mark.parametrize('key', ['task', 'dataset', 'split', 'model', 'preset', 'config_id'])
 def test_runs_of_different_configs_stay_apart(key):
   groups = report.group_runs([make_run(), make_run(seed=1, **{key: 'other'})])
   assert [len(group.runs) for group in groups] == [1, 1]
@@ -158,19 +182,21 @@ def test_runs_of_different_configs_stay_apart(key):
 
 def test_repeated_seed_keeps_the_newest_and_says_so():
   built = make_report(
-      make_run(path=Path('old/results.json'), modified=1., accuracy=0.9),
-      make_run(path=Path('new/results.json'), modified=2., accuracy=0.3),
-      make_run(path=Path('other/results.json'), seed=1, accuracy=0.4))
+    make_run(path=Path('old/results.json'), modified=1.0, accuracy=0.9),
+    make_run(path=Path('new/results.json'), modified=2.0, accuracy=0.3),
+    make_run(path=Path('other/results.json'), seed=1, accuracy=0.4),
+  )
   assert only_row(built).accuracy == pytest.approx(0.35)
   for text in report.render_table(built), report.render_markdown(built):
     text = ' '.join(text.split())
-    assert ('gmm_prf paper: seed 0 was run again, which is no independent run. Kept the '
-            'newest results.json, in new; left out old (90.00 %).') in text
+    assert (
+      'gmm_prf paper: seed 0 was run again, which is no independent run. Kept the '
+      'newest results.json, in new; left out old (90.00 %).'
+    ) in text
   assert 'left out old' in report.render_csv(built)
 
 
-@pytest.mark.parametrize(('parameters', 'broken'), [
-    (11_000_000, False), (11_000_001, True)])
+@pytest.mark.parametrize(('parameters', 'broken'), [(11_000_000, False), (11_000_001, True)])
 def test_rule_of_ten_percent(parameters, broken):
   built = make_report(make_run(parameters=parameters))
   assert only_row(built).breaks_rule is broken
@@ -184,8 +210,7 @@ def test_ratio_is_unknown_without_base():
   assert not row.breaks_rule
 
 
-@pytest.mark.parametrize('changes', [
-    {'comparable': False}, {'split': 'validation'}])
+@pytest.mark.parametrize('changes', [{'comparable': False}, {'split': 'validation'}])
 def test_not_comparable_shows_figures_without_difference(changes):
   built = make_report(make_run(**changes))
   row = only_row(built)
@@ -216,8 +241,7 @@ def test_majority_row():
 
 
 def test_different_numbers_of_examples_get_a_column():
-  built = make_report(make_run(), make_run(model='transformer', examples=320,
-                                           majority_class=0.2))
+  built = make_report(make_run(), make_run(model='transformer', examples=320, majority_class=0.2))
   majority = [row.accuracy for row in built.tables[0].rows if row.kind == 'majority']
   assert majority == [0.171, 0.2]
   assert 'examples' in [c.header for c in report.make_grid(built.tables[0]).columns]
@@ -248,30 +272,37 @@ def test_no_published_figure_with_none():
 
 def test_order_of_tables_and_rows():
   built = make_report(
-      make_run(task='chess'), make_run(task='text'), make_run(task='listops'),
-      make_run(task='text', model='transformer', accuracy=0.6))
+    make_run(task='chess'),
+    make_run(task='text'),
+    make_run(task='listops'),
+    make_run(task='text', model='transformer', accuracy=0.6),
+  )
   assert [table.task for table in built.tables] == ['listops', 'text', 'chess']
   assert [row.model for row in built.tables[1].rows] == [
-      'transformer', 'gmm_prf', 'majority', 'random']
+    'transformer',
+    'gmm_prf',
+    'majority',
+    'random',
+  ]
 
 
 def test_configs_of_one_preset_are_told_apart():
-  built = make_report(make_run(config_id='aaaa01ff'), make_run(config_id='aaaa02ff'),
-                      make_run(model='transformer'))
+  built = make_report(
+    make_run(config_id='aaaa01ff'), make_run(config_id='aaaa02ff'), make_run(model='transformer')
+  )
   labels = {row.label for row in built.tables[0].rows if row.kind == 'run'}
-  assert labels == {
-      'gmm_prf paper (aaaa01)', 'gmm_prf paper (aaaa02)', 'transformer paper'}
+  assert labels == {'gmm_prf paper (aaaa01)', 'gmm_prf paper (aaaa02)', 'transformer paper'}
   assert 'the start of config_id' in report.render_table(built)
 
 
 # Notes and marks.
 
 MARKED = {
-    '†': [make_run(parameters=12_000_000)],
-    '‡': [make_run(validation_is_test=True)],
-    '§': [make_run(comparable=False)],
-    '¶': [make_run(), make_run(seed=1, device='cpu')],
-    '◊': [make_run(), make_run(seed=1, git_revision='def')],
+  '†': [make_run(parameters=12_000_000)],
+  '‡': [make_run(validation_is_test=True)],
+  '§': [make_run(comparable=False)],
+  '¶': [make_run(), make_run(seed=1, device='cpu')],
+  '◊': [make_run(), make_run(seed=1, git_revision='def')],
 }
 
 
@@ -285,14 +316,16 @@ def test_each_mark_is_explained_and_no_other(mark, render):
 
 
 def test_hardware_of_all_rows():
-  assert 'Hardware of our rows: 1 x NVIDIA H200.' in report.render_table(
-      make_report(make_run()))
+  assert 'Hardware of our rows: 1 x NVIDIA H200.' in report.render_table(make_report(make_run()))
 
 
 def test_mixed_hardware_is_named_per_row():
   table = make_report(
-      make_run(), make_run(seed=1, device='cpu'), make_run(seed=2),
-      make_run(model='transformer', accuracy=0.1, device='cpu')).tables[0]
+    make_run(),
+    make_run(seed=1, device='cpu'),
+    make_run(seed=2),
+    make_run(model='transformer', accuracy=0.1, device='cpu'),
+  ).tables[0]
   notes = report.table_notes(table)
   assert 'Hardware 1 x NVIDIA H200: gmm_prf paper (seeds 0, 2).' in notes
   assert 'Hardware cpu: gmm_prf paper (seed 1); transformer paper.' in notes
@@ -300,15 +333,14 @@ def test_mixed_hardware_is_named_per_row():
 
 def test_sources_are_named():
   notes = report.table_notes(make_report(make_run(model='transformer')).tables[0])
-  assert any(note.startswith('paper %: KL-Transformer paper (TMLR 07/2022), Table 2;')
-             for note in notes)
-  assert ('LRA %: Long Range Arena leaderboard (repository README), current results.'
-          in notes)
+  assert any(
+    note.startswith('paper %: KL-Transformer paper (TMLR 07/2022), Table 2;') for note in notes
+  )
+  assert 'LRA %: Long Range Arena leaderboard (repository README), current results.' in notes
 
 
 def test_published_failure_is_shown_and_explained():
-  text = report.render_table(make_report(make_run(task='pathfinder128',
-                                                  model='performer')))
+  text = report.render_table(make_report(make_run(task='pathfinder128', model='performer')))
   assert re.search(r'performer .* FAIL ', text)
   assert 'FAIL: no better than chance' in ' '.join(text.split())
 
@@ -350,13 +382,21 @@ Not finished, left out: runs/b (evaluated up to step 4,000 of 10,000).
 
 
 def golden_report():
-  runs = [make_run(seed=seed, accuracy=0.36 + seed / 100, parameters=12_000_000)
-          for seed in range(3)]
-  transformer = make_run(model='transformer', preset='lra', accuracy=0.35, steps=5000,
-                         parameters=999_900, base_parameters=999_900,
-                         peak_memory_bytes=None)
-  return make_report(*runs, transformer,
-                     unfinished=[report.Unfinished(Path('runs/b'), 4000, 10_000)])
+  runs = [
+    make_run(seed=seed, accuracy=0.36 + seed / 100, parameters=12_000_000) for seed in range(3)
+  ]
+  transformer = make_run(
+    model='transformer',
+    preset='lra',
+    accuracy=0.35,
+    steps=5000,
+    parameters=999_900,
+    base_parameters=999_900,
+    peak_memory_bytes=None,
+  )
+  return make_report(
+    *runs, transformer, unfinished=[report.Unfinished(Path('runs/b'), 4000, 10_000)]
+  )
 
 
 def test_golden_text():
@@ -371,8 +411,13 @@ def test_wide_terminal_gets_one_table():
 
 
 def shown_texts(built):
-  return {cell.text for table in built.tables for cells in report.make_grid(table).cells
-          for cell in cells if cell.text}
+  return {
+    cell.text
+    for table in built.tables
+    for cells in report.make_grid(table).cells
+    for cell in cells
+    if cell.text
+  }
 
 
 @settings(max_examples=25, deadline=None)
@@ -402,8 +447,9 @@ def test_digits_stay_aligned_beside_marks():
   assert first.index('37.00') == second.index('37.00')
 
 
-@pytest.mark.parametrize(('seeds', 'text'), [
-    ([], ''), ([3], '3'), ([1, 0], '0, 1'), ([0, 1, 2, 5], '0–2, 5')])
+@pytest.mark.parametrize(
+  ('seeds', 'text'), [([], ''), ([3], '3'), ([1, 0], '0, 1'), ([0, 1, 2, 5], '0–2, 5')]
+)
 def test_compact_seeds(seeds, text):
   assert report.compact_seeds(seeds) == text
 
@@ -431,8 +477,9 @@ def test_split_columns_by_topic_then_by_width():
 def markdown_tables(text):
   """Cells of the tables, as GitHub divides them."""
   for block in re.findall(r'(?:^\|.*\n)+', text, re.MULTILINE):
-    yield [[cell.strip() for cell in re.split(r'(?<!\\)\|', line)[1:-1]]
-           for line in block.splitlines()]
+    yield [
+      [cell.strip() for cell in re.split(r'(?<!\\)\|', line)[1:-1]] for line in block.splitlines()
+    ]
 
 
 def check_markdown(text, count):
@@ -442,18 +489,34 @@ def check_markdown(text, count):
     assert all(re.fullmatch(r':-{2,}|-{2,}:', cell) for cell in rule)
     assert {len(line) for line in (header, rule, *body)} == {len(header)}
   # A table begins and ends with a blank line, or it is none.
-  assert all(block.startswith('|') == block.rpartition('\n')[2].startswith('|')
-             for block in text.strip().split('\n\n'))
+  assert all(
+    block.startswith('|') == block.rpartition('\n')[2].startswith('|')
+    for block in text.strip().split('\n\n')
+  )
   return tables
 
 
 def test_markdown_is_valid_and_complete():
   built = golden_report()
   [table] = check_markdown(report.render_markdown(built), 1)
-  assert table[2] == ['gmm_prf', 'paper', '37.00', '± 1.00', '3', '0–2', '36.96', '+0.04',
-                      '–', '12.00M', '1.200 †', '10,000', '18.00', '3.00', '1']
-  assert [line[0] for line in table[2:]] == [
-      'gmm_prf', 'transformer', 'majority', 'random']
+  assert table[2] == [
+    'gmm_prf',
+    'paper',
+    '37.00',
+    '± 1.00',
+    '3',
+    '0–2',
+    '36.96',
+    '+0.04',
+    '–',
+    '12.00M',
+    '1.200 †',
+    '10,000',
+    '18.00',
+    '3.00',
+    '1',
+  ]
+  assert [line[0] for line in table[2:]] == ['gmm_prf', 'transformer', 'majority', 'random']
 
 
 @settings(max_examples=25, deadline=None)
@@ -475,7 +538,10 @@ def test_csv_read_back():
   assert len(ours) == len(expected) == 2
   for got, want in zip(ours, expected, strict=True):
     assert (got['model'], got['preset'], got['config_id']) == (
-        want.model, want.preset, want.config_id)
+      want.model,
+      want.preset,
+      want.config_id,
+    )
     assert float(got['accuracy']) == want.accuracy
     assert float(got['difference_to_paper']) == want.difference
     assert int(got['parameters']) == want.parameters[0]
@@ -490,20 +556,23 @@ def test_csv_read_back():
 
 def test_csv_has_each_published_figure_with_its_source():
   rows = csv.DictReader(io.StringIO(report.render_csv(golden_report())))
-  published = [(row['model'], row['accuracy'], row['source'])
-               for row in rows if row['kind'] == 'published']
+  published = [
+    (row['model'], row['accuracy'], row['source']) for row in rows if row['kind'] == 'published'
+  ]
   paper = 'KL-Transformer paper (TMLR 07/2022), Table 2'
   assert published == [
-      ('gmm_prf', '0.3696', paper), ('transformer', '0.3638', paper),
-      ('transformer', '0.3637',
-       'Long Range Arena leaderboard (repository README), current results'),
-      ('random', '0.1', paper)]
+    ('gmm_prf', '0.3696', paper),
+    ('transformer', '0.3638', paper),
+    ('transformer', '0.3637', 'Long Range Arena leaderboard (repository README), current results'),
+    ('random', '0.1', paper),
+  ]
 
 
 def test_csv_keeps_differing_values():
   built = make_report(make_run(steps=100), make_run(seed=1, steps=90, device='cpu'))
-  [row] = [row for row in csv.DictReader(io.StringIO(report.render_csv(built)))
-           if row['kind'] == 'run']
+  [row] = [
+    row for row in csv.DictReader(io.StringIO(report.render_csv(built))) if row['kind'] == 'run'
+  ]
   assert row['steps'] == '90 100'
   assert row['device'] == '1 x NVIDIA H200; cpu'
   assert '90–100' in report.render_table(built)
@@ -518,15 +587,20 @@ def test_load_finds_runs_below_and_counts_each_once(tmp_path):
   write_run(tmp_path / 'a' / 'seed0' / 'checkpoints' / '10', seed=9)
   (tmp_path / 'link').symlink_to(tmp_path / 'a')
   (tmp_path / 'a' / 'loop').symlink_to(tmp_path)
-  found = report.load_results([tmp_path / 'a', tmp_path / 'a/seed1', tmp_path / 'link',
-                               tmp_path])
+  found = report.load_results([tmp_path / 'a', tmp_path / 'a/seed1', tmp_path / 'link', tmp_path])
   assert [run.seed for run in found.runs] == [0, 1]
   assert [run.path.parent.name for run in found.runs] == ['seed0', 'seed1']
 
 
 def test_values_that_may_be_null_or_absent(tmp_path):
-  write_run(tmp_path, preset=None, base_parameters=None, steps_per_second=None,
-            peak_memory_bytes=None, git_revision=...)
+  write_run(
+    tmp_path,
+    preset=None,
+    base_parameters=None,
+    steps_per_second=None,
+    peak_memory_bytes=None,
+    git_revision=...,
+  )
   text = report.render_table(build_from(tmp_path))
   assert not re.search(r'steps/s|peak|/ base', text)
 
@@ -554,16 +628,21 @@ def test_empty_directory_says_where_results_come_from(capsys, tmp_path):
   assert f'lra_tasks.train --config=... --model_dir={tmp_path}' in error
 
 
-@pytest.mark.parametrize(('metrics', 'config', 'words'), [
-    ('{"step": 200}\n{"step": 400}\n', '{"config": {"num_train_steps": 5000}}',
-     '(evaluated up to step 400 of 5,000)'),
-    ('{"step": 200}\n{"st', '{"num_train_steps": 5000}',
-     '(evaluated up to step 200 of 5,000)'),
+@pytest.mark.parametrize(
+  ('metrics', 'config', 'words'),
+  [
+    (
+      '{"step": 200}\n{"step": 400}\n',
+      '{"config": {"num_train_steps": 5000}}',
+      '(evaluated up to step 400 of 5,000)',
+    ),
+    ('{"step": 200}\n{"st', '{"num_train_steps": 5000}', '(evaluated up to step 200 of 5,000)'),
     ('{"step": 200}\n[]\n{"x": 1}\n', '{damaged', '(evaluated up to step 200)'),
     ('', '{}', '(not evaluated yet)'),
     (None, '{}', '(not evaluated yet)'),
     ('{"step": 1}', None, '(evaluated up to step 1)'),
-])
+  ],
+)
 def test_unfinished_run_says_how_far_it_got(capsys, tmp_path, metrics, config, words):
   folder = tmp_path / 'runs' / 'a'
   folder.mkdir(parents=True)
@@ -587,12 +666,15 @@ def test_unfinished_run_beside_finished_ones_is_a_note(capsys, tmp_path):
   assert 'not finished' not in out
 
 
-@pytest.mark.parametrize(('content', 'words'), [
+@pytest.mark.parametrize(
+  ('content', 'words'),
+  [
     (b'', 'damaged JSON: the file is empty'),
     (b'{"task": "listops",', 'damaged JSON: '),
     (b'\xff\xfe', 'damaged: not UTF-8 text'),
     (b'[1]', 'expected a JSON object, got list'),
-])
+  ],
+)
 def test_damaged_file(capsys, tmp_path, content, words):
   path = tmp_path / 'results.json'
   path.write_bytes(content)
@@ -611,7 +693,9 @@ def test_missing_keys_are_named(capsys, tmp_path):
   assert f'{path}: missing key model\n' in error_of(capsys, tmp_path)
 
 
-@pytest.mark.parametrize(('key', 'value', 'words'), [
+@pytest.mark.parametrize(
+  ('key', 'value', 'words'),
+  [
     ('accuracy', 36.96, 'accuracy is 36.96: expected a fraction between 0 and 1'),
     ('accuracy', float('nan'), 'accuracy is NaN: expected a fraction'),
     ('accuracy', True, 'accuracy is true: expected a fraction'),
@@ -623,7 +707,8 @@ def test_missing_keys_are_named(capsys, tmp_path):
     ('base_parameters', 0, 'base_parameters is 0: expected a positive integer'),
     ('steps_per_second', -1, 'steps_per_second is -1: expected a number, not negative'),
     ('peak_memory_bytes', 1.5, 'peak_memory_bytes is 1.5: expected an integer'),
-])
+  ],
+)
 def test_wrong_values_are_named(capsys, tmp_path, key, value, words):
   path = write_run(tmp_path, **{key: value})
   assert f'{path}: {words}' in error_of(capsys, tmp_path)
@@ -669,9 +754,14 @@ def test_wrong_flag(argument):
 
 def command(*arguments, **environment):
   return subprocess.run(
-      [sys.executable, '-m', 'lra_tasks.report', *map(str, arguments)], cwd=ROOT,
-      capture_output=True, text=True, encoding='utf-8', check=False,
-      env={**os.environ, 'PYTHONIOENCODING': 'utf-8', **environment})
+    [sys.executable, '-m', 'lra_tasks.report', *map(str, arguments)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    encoding='utf-8',
+    check=False,
+    env={**os.environ, 'PYTHONIOENCODING': 'utf-8', **environment},
+  )
 
 
 def test_command_prints_plain_text(tmp_path):
@@ -703,10 +793,13 @@ def test_command_help():
 
 
 def test_starts_without_jax():
-  code = ('import sys, lra_tasks.report; '
-          'print({"jax", "numpy", "tensorflow", "matplotlib"} & set(sys.modules))')
-  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True,
-                        text=True, check=True)
+  code = (
+    'import sys, lra_tasks.report; '
+    'print({"jax", "numpy", "tensorflow", "matplotlib"} & set(sys.modules))'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True
+  )
   assert done.stdout == 'set()\n'
 
 

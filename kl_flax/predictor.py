@@ -1,0 +1,163 @@
+"""Predictions of a trained model: restore a run's directory, compile once, predict."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from kl_flax.heads import Classifier
+from kl_flax.models import make_classifier
+from kl_flax.tokenizers import Tokenizer, tokenizer_from_dict
+
+logger = logging.getLogger(__name__)
+
+# What ranks checkpoints: a validation metric that is stored with each of them.
+METRIC = 'accuracy'
+_SHORTEST_BUCKET = 32
+_BATCH_SIZE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """Answers for n inputs.
+
+  Attributes:
+    labels: int32[n], the most probable classes.
+    probabilities: float32[n, num_classes], rows sum to one.
+  """
+
+  labels: np.ndarray
+  probabilities: np.ndarray
+
+
+class Predictor:
+  """A trained classifier with its tokenizer.
+
+  Inputs are padded to the next power of two, so that a handful of programs is compiled whatever
+  their lengths: for each length bucket one for single inputs and one for batches of 32.
+
+  Models with a learned kernel draw their frequencies once, as the run's own evaluation does:
+  the same input gives the same answer.
+
+  Args:
+    model: the classifier.
+    params: its parameters.
+    tokenizer: raw input to ids.
+    spectral_key: PRNG key of the frequencies.
+  """
+
+  def __init__(
+    self, model: Classifier, params: Any, tokenizer: Tokenizer, spectral_key: jax.Array
+  ) -> None:
+    self.model, self.params, self.tokenizer = model, params, tokenizer
+    self._key = spectral_key
+    self._apply = jax.jit(self._probabilities)
+
+  @classmethod
+  def restore(cls, model_dir: str, *, step: int | None = None) -> Predictor:
+    """Load a run of `lra_tasks.train`.
+
+    Args:
+      model_dir: the run's directory; it needs no data set and no config file.
+      step: which checkpoint; by default the best on validation, of equals the last.
+
+    Raises:
+      FileNotFoundError: if there is no run, no checkpoint, or none of that step.
+    """
+    path = os.path.join(model_dir, 'config.json')
+    if not os.path.exists(path):
+      raise FileNotFoundError(f'{model_dir} holds no trained model: it has no config.json')
+    with open(path) as file:
+      description = json.load(file)
+    directory = os.path.abspath(os.path.join(model_dir, 'checkpoints'))
+    options = ocp.CheckpointManagerOptions(best_fn=ranking, create=False)
+    with ocp.CheckpointManager(directory, options=options) as manager:
+      steps = sorted(manager.all_steps()) if os.path.isdir(directory) else []
+      if not steps:
+        raise FileNotFoundError(f'{model_dir} holds no checkpoint yet: let the training run on')
+      step = step if step is not None else best_step(manager) or steps[-1]
+      if step not in steps:
+        raise FileNotFoundError(f'{model_dir} has no checkpoint of step {step}, only {steps}')
+      items = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+    state = items['state']
+    key = jax.random.wrap_key_data(jnp.asarray(state['keys']['evaluation']))
+    return cls(
+      make_classifier(**description['model']),
+      jax.device_put(state['params']),
+      tokenizer_from_dict(description['tokenizer']),
+      jax.random.fold_in(key, 0),
+    )
+
+  def predict(self, inputs: str | Sequence[str]) -> Prediction:
+    """Return labels and probabilities, in the order of the inputs.
+
+    Args:
+      inputs: raw inputs, any number. Longer ones than the model takes are cut, as in training,
+        and counted in the log.
+
+    Raises:
+      ValueError: for no input at all, or one that the tokenizer does not understand.
+    """
+    inputs = [inputs] if isinstance(inputs, str) else list(inputs)
+    if not inputs:
+      raise ValueError('predict needs at least one input')
+    tokens = [self._encode(i, text) for i, text in enumerate(inputs)]
+    longest = self.model.encoder.max_length
+    if cut := sum(len(ids) > longest for ids in tokens):
+      logger.warning('%d of %d inputs were cut at max_length=%d.', cut, len(inputs), longest)
+    tokens = [ids[:longest] for ids in tokens]
+    groups: dict[int, list[int]] = {}
+    for i, ids in enumerate(tokens):
+      groups.setdefault(self._bucket(len(ids)), []).append(i)
+    probabilities = np.zeros((len(inputs), self.model.num_classes), np.float32)
+    for bucket, members in groups.items():
+      for start in range(0, len(members), _BATCH_SIZE):
+        rows = members[start : start + _BATCH_SIZE]
+        size = 1 if len(rows) == 1 else _BATCH_SIZE
+        batch, lengths = np.zeros((size, bucket), np.int32), np.zeros(size, np.int32)
+        for row, i in enumerate(rows):
+          lengths[row] = len(tokens[i])
+          batch[row, : lengths[row]] = tokens[i]
+        probabilities[rows] = self._apply(self.params, batch, lengths)[: len(rows)]
+    return Prediction(np.argmax(probabilities, axis=1).astype(np.int32), probabilities)
+
+  def _encode(self, index: int, text: str) -> np.ndarray:
+    try:
+      return self.tokenizer.encode(text)
+    except (TypeError, ValueError) as error:
+      raise type(error)(f'input {index}: {error}') from None
+
+  def _bucket(self, length: int) -> int:
+    longest = self.model.encoder.max_length
+    if self.model.pooling == 'FLATTEN':
+      return longest
+    return min(longest, max(_SHORTEST_BUCKET, 1 << max(length - 1, 0).bit_length()))
+
+  def _probabilities(self, params: Any, inputs: jax.Array, lengths: jax.Array) -> jax.Array:
+    mask = jnp.arange(inputs.shape[1]) < lengths[:, None]
+    logits = self.model.apply({'params': params}, inputs, mask, rngs={'spectral': self._key})
+    return jax.nn.softmax(logits)
+
+
+def ranking(metrics: dict[str, float]) -> float:
+  """Return the figure by which checkpoints are compared; larger is better."""
+  return metrics[METRIC]
+
+
+def best_step(manager: ocp.CheckpointManager) -> int | None:
+  """Return the step with the best validation metric (of equals the last), or None."""
+  scores = {}
+  for step in manager.all_steps():
+    metrics = manager.metrics(step)
+    if metrics is not None:
+      scores[step] = (ranking(metrics), step)
+  return max(scores, key=scores.get) if scores else None

@@ -1,0 +1,48 @@
+"""kl_flax: attention with a learned kernel, and the Long Range Arena, in JAX."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'kl_flax/__init__.py').read_text()).group(1)
+
+# Lower bounds are what the code needs; constraints.txt holds the versions that it was tested with.
+RUNTIME = [
+  'absl-py>=2.1',
+  'array_record>=0.8',  # Storage of prepared data sets.
+  'flax>=0.12',  # Linen modules.
+  'grain>=0.2.18',  # Input pipeline whose state can be saved.
+  'importlib_resources>=6.0',  # tensorflow-datasets imports it without declaring it.
+  'jax>=0.10,<0.12',
+  'jaxtyping>=0.3',  # Shapes in signatures.
+  'ml_collections>=1.0',  # Configs and --config.
+  'numpy>=2.0',
+  'optax>=0.2.5',
+  'orbax-checkpoint>=0.12,<1',  # 1.0 changes the checkpoint manager.
+  'rich>=13.0',  # Progress bars and tables.
+  'tensorboardX>=2.6',  # TensorBoard summaries without TensorFlow.
+  'tensorflow-datasets>=4.9.10,<5',  # Data set builders; needs no TensorFlow.
+]
+TEST = [
+  'beartype>=0.20',  # Checks the annotated shapes in tests.
+  'hypothesis>=6.100',
+  'pytest>=8.0',
+  'ruff>=0.12',
+]
+NOTEBOOKS = ['ipykernel>=6.0', 'jupytext>=1.16', 'matplotlib>=3.8', 'nbmake>=1.5']
+
+setuptools.setup(
+  name='kl_flax',
+  version=VERSION,
+  description='Attention with a learned kernel, and the Long Range Arena, in JAX and Flax',
+  long_description=(HERE / 'README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_packages(include=['kl_flax*', 'lra_tasks*']),
+  package_data={'lra_tasks': ['published_results.csv', 'results/**/*.json*']},
+  install_requires=RUNTIME,
+  extras_require={'test': TEST, 'notebooks': NOTEBOOKS, 'cuda13': ['jax[cuda13]>=0.10,<0.12']},
+)

@@ -1,0 +1,125 @@
+import pathlib
+
+import grain
+import numpy as np
+import pytest
+
+from lra_tasks.checkpoint import Checkpoints, checksum
+
+
+def make_state(value):
+  return {'params': {'w': np.full((3, 4), value, np.float32)}, 'step': np.int32(value)}
+
+
+def make_data():
+  return iter(grain.MapDataset.range(100).to_iter_dataset())
+
+
+def save(directory, scores):
+  """Save a checkpoint per (step, score); a score of None means not evaluated."""
+  checkpoints, data = Checkpoints(directory), make_data()
+  for step, score in scores:
+    metrics = None if score is None else {'accuracy': score}
+    checkpoints.save(step, make_state(step), data, metrics)
+    next(data)
+  checkpoints.close()
+
+
+def steps_in(directory):
+  return sorted(int(p.name) for p in pathlib.Path(directory).iterdir() if p.name.isdigit())
+
+
+def test_two_newest_and_the_best_are_kept(tmp_path):
+  save(tmp_path, [(1, 0.2), (2, 0.9), (3, 0.1), (4, None), (5, 0.3), (6, None)])
+  assert steps_in(tmp_path) == [2, 5, 6]
+  assert Checkpoints(tmp_path).best_step() == 2
+
+
+def test_of_equal_checkpoints_the_last_is_the_best(tmp_path):
+  save(tmp_path, [(1, 0.5), (2, 0.5), (3, 0.4)])
+  assert Checkpoints(tmp_path).best_step() == 2
+  assert steps_in(tmp_path) == [2, 3]
+
+
+def test_state_and_iterator_come_back(tmp_path):
+  save(tmp_path, [(1, 0.2), (2, None)])
+  data = make_data()
+  step, state = Checkpoints(tmp_path).restore_newest(make_state(0), data)
+  assert step == 2
+  np.testing.assert_array_equal(state['params']['w'], make_state(2)['params']['w'])
+  assert next(data) == 1
+
+
+def test_relative_directories_work(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  save('run/checkpoints', [(1, 0.2)])
+  assert steps_in(tmp_path / 'run/checkpoints') == [1]
+
+
+def test_nothing_to_restore(tmp_path):
+  assert Checkpoints(tmp_path).restore_newest(make_state(0), make_data()) is None
+
+
+def damage(directory, how):
+  """Damage the files that hold the arrays."""
+  files = [p for p in pathlib.Path(directory, 'state').rglob('*') if p.is_file()]
+  assert files
+  for path in files:
+    content = bytearray(path.read_bytes())
+    if how == 'truncate':
+      path.write_bytes(content[: len(content) // 2])
+    elif how == 'remove':
+      path.unlink()
+    elif len(content) > 40:
+      content[len(content) // 2] ^= 0xFF
+      path.write_bytes(content)
+
+
+@pytest.mark.parametrize('how', ['truncate', 'remove', 'flip'])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, how):
+  import logging
+
+  logging.getLogger('lra_tasks').propagate = True
+  save(tmp_path, [(1, 0.2), (2, 0.3)])
+  damage(tmp_path / '2', how)
+  data = make_data()
+  step, state = Checkpoints(tmp_path).restore_newest(make_state(0), data)
+  assert step == 1
+  assert state['step'] == 1
+  assert next(data) == 0
+  assert 'Checkpoint 2' in caplog.text
+  assert 'damaged' in caplog.text
+  save(tmp_path, [(2, 0.4)])  # Its place is free again.
+  assert steps_in(tmp_path) == [1, 2]
+
+
+def test_silently_altered_values_are_found(tmp_path, monkeypatch):
+  save(tmp_path, [(1, 0.2)])
+  monkeypatch.setattr('lra_tasks.checkpoint.checksum', lambda state: 0)
+  with pytest.raises(ValueError, match='every checkpoint in .* is damaged'):
+    Checkpoints(tmp_path).restore_newest(make_state(0), make_data())
+
+
+def test_an_unfinished_checkpoint_is_not_seen(tmp_path):
+  save(tmp_path, [(1, 0.2), (2, 0.3)])
+  (tmp_path / '2').rename(tmp_path / '2.orbax-checkpoint-tmp')
+  step, _ = Checkpoints(tmp_path).restore_newest(make_state(0), make_data())
+  assert step == 1
+
+
+def test_saving_again_replaces(tmp_path):
+  save(tmp_path, [(1, None)])
+  save(tmp_path, [(1, 0.7)])
+  assert Checkpoints(tmp_path).best_step() == 1
+
+
+def test_checksum_sees_values_names_shapes_and_types():
+  state = make_state(3)
+  variants = [
+    make_state(4),
+    {'params': {'v': state['params']['w']}, 'step': state['step']},
+    {**state, 'params': {'w': state['params']['w'].reshape(4, 3)}},
+    {**state, 'params': {'w': state['params']['w'].view(np.int32)}},
+  ]
+  assert checksum(state) == checksum(make_state(3))
+  assert len({checksum(v) for v in [state, *variants]}) == 5

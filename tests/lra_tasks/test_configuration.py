@@ -1,0 +1,150 @@
+import importlib.util
+import pathlib
+
+import ml_collections
+import pytest
+
+from kl_flax.models import MODELS, make_classifier
+from lra_tasks import configuration
+from lra_tasks.configuration import difference, parse_argument, resolve
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+
+
+def get_config(file, argument):
+  spec = importlib.util.spec_from_file_location(file, CONFIGS / f'{file}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(argument)
+
+
+def lra_config(**fields):
+  """A config in the form of LRA's ListOps files."""
+  config = ml_collections.ConfigDict(
+    {
+      'model_type': 'transformer',
+      'batch_size': 32,
+      'eval_frequency': 50,
+      'num_train_steps': 5000,
+      'num_eval_steps': 99999,
+      'learning_rate': 0.05,
+      'weight_decay': 0.1,
+      'max_target_length': 200,
+      'prompt': '',
+      'sampling_temperature': 0.6,
+      'save_checkpoints': True,
+      'restore_checkpoints': True,
+      'checkpoint_freq': 10_000,
+      'random_seed': 0,
+      'factors': 'constant * linear_warmup * rsqrt_decay',
+      'warmup': 1000,
+      'max_length': 2000,
+      'tied_weights': False,
+      'pooling_mode': 'CLS',
+      'emb_dim': 512,
+      'num_heads': 8,
+      'num_layers': 4,
+      'qkv_dim': 512,
+      'mlp_dim': 1024,
+      'trial': 0,
+    }
+  )
+  config.update(fields)
+  return config
+
+
+def test_lra_files_equal_our_lra_preset():
+  theirs = resolve(lra_config(), 'listops')
+  ours = resolve(get_config('listops', 'transformer,lra'))
+  assert difference(ours, theirs) == ['num_eval_steps: -1 there, 99999 now']
+
+
+@pytest.mark.parametrize('preset', configuration.PRESETS)
+@pytest.mark.parametrize('model', MODELS)
+def test_every_config_builds_its_model(model, preset):
+  fields = resolve(get_config('listops', f'{model},{preset}'))
+  assert fields['preset'] == preset
+  make_classifier(**configuration.model_arguments(fields, 'float32'))
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_quickstart_builds_every_model(model):
+  fields = resolve(get_config('quickstart', model))
+  assert not configuration.is_benchmark_data('listops', fields['data'])
+
+
+def test_paper_preset_has_the_figures_of_tables_6_and_7():
+  fields = resolve(get_config('listops', 'gmm_prf'))
+  expected = {
+    'preset': 'paper', 'batch_size': 32, 'learning_rate': 5e-3, 'num_train_steps': 10_000,
+    'weight_decay': 0.1, 'warmup': 1000, 'max_length': 2000, 'num_layers': 6, 'num_heads': 8,
+    'emb_dim': 512, 'qkv_dim': 512, 'mlp_dim': 2048, 'dropout_rate': 0.1,
+    'pooling_mode': 'CLS', 'learn_pos_emb': False, 'resample_every': 100, 'eval_samples': 100,
+  }  # fmt: skip
+  assert {name: fields[name] for name in expected} == expected
+  assert fields['attention'] == {
+    'num_frequencies': 256, 'num_components': 2, 'tied': True, 'smoothing': 0.0,
+  }  # fmt: skip
+  assert configuration.is_benchmark_data('listops', fields['data'])
+
+
+def test_tuned_preset_keeps_to_the_ten_percent_rule():
+  from lra_tasks.steps import count_parameters
+
+  base = count_parameters(make_classifier(**configuration.base_model_arguments('listops')))
+  for model in MODELS:
+    fields = resolve(get_config('listops', f'{model},tuned'))
+    ours = make_classifier(**configuration.model_arguments(fields, 'float32'))
+    assert count_parameters(ours) <= 1.1 * base
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('gmm_rps', "unknown model_type 'gmm_rps'; did you mean 'gmm_prf'|'gmm_rks'"),
+    ('gmm_prf,papper', "unknown preset 'papper'; did you mean 'paper'"),
+    ('', 'unknown model_type'),
+  ],
+)
+def test_wrong_arguments_offer_the_nearest_name(argument, message):
+  with pytest.raises(ValueError, match=message):
+    parse_argument(argument)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'task', 'message'),
+  [
+    ({}, None, 'names no task: pass --task'),
+    ({}, 'listop', "unknown task 'listop'; did you mean 'listops'"),
+    ({'model_type': 'performr'}, 'listops', "unknown model_type 'performr'.* Known: gmm_prf"),
+    ({'learning_rte': 1}, 'listops', "unknown config field 'learning_rte'; .*'learning_rate'"),
+    ({'attention': {'num_frequences': 1}}, 'listops', 'unknown attention option'),
+    ({'data': {'max_lenth': 1}}, 'listops', "did you mean 'max_length'"),
+    ({'model': {'emb_dmi': 4}}, 'listops', "did you mean 'emb_dim'"),
+    ({'classifier_pool': 'MEAN'}, 'listops', 'pooling_mode is given twice'),
+    ({'pooling_mode': 'MAX'}, 'listops', "unknown pooling_mode 'MAX'"),
+    ({'batch_size': 0}, 'listops', 'batch_size must be an integer of at least 1, got 0'),
+    ({'num_train_steps': 1.5}, 'listops', 'num_train_steps must be an integer'),
+    ({'num_eval_steps': 0}, 'listops', 'num_eval_steps must not be 0'),
+    ({'dropout_rate': 1.0}, 'listops', r'dropout_rate must lie in \[0, 1\)'),
+    ({'qkv_dim': 500}, 'listops', 'must be a multiple of num_heads=8'),
+    ({'dtype': 'int8'}, 'listops', 'dtype must be'),
+  ],
+)
+def test_bad_fields_are_named(fields, task, message):
+  config = ml_collections.ConfigDict({**lra_config().to_dict(), **fields})
+  with pytest.raises(ValueError, match=message):
+    resolve(config, task)
+
+
+def test_nested_model_overrides_flat_fields():
+  config = lra_config(model={'num_layers': 1, 'classifier_pool': 'CLS', 'dropout_rate': 0.3})
+  fields = resolve(config, 'listops')
+  assert (fields['num_layers'], fields['dropout_rate']) == (1, 0.3)
+
+
+def test_config_id_ignores_seed_and_trial_alone():
+  fields = resolve(get_config('listops', 'gmm_prf'))
+  same = {**fields, 'random_seed': 7, 'trial': 3}
+  assert configuration.config_id(same) == configuration.config_id(fields)
+  assert configuration.config_id({**fields, 'warmup': 2}) != configuration.config_id(fields)

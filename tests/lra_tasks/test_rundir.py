@@ -1,0 +1,67 @@
+import collections
+import threading
+
+import numpy as np
+import pytest
+
+from lra_tasks import rundir
+from lra_tasks.run_log import read_json
+
+STATE = {'w': np.zeros(2**18, np.float32)}  # 1 MiB
+
+
+def description(**config):
+  return {'config': {'batch_size': 32, 'warmup': 10, **config}, 'dataset': 'd', 'model': {}, 'x': 1}
+
+
+def test_a_run_can_be_continued(tmp_path):
+  rundir.open_run(str(tmp_path / 'a/b'), description(), STATE, resume=True)
+  rundir.open_run(str(tmp_path / 'a/b'), {**description(), 'x': 2}, STATE, resume=True)
+  assert read_json(str(tmp_path / 'a/b/config.json')) == description()
+
+
+def test_another_run_is_refused_and_the_difference_shown(tmp_path):
+  rundir.open_run(str(tmp_path), description(), STATE, resume=True)
+  with pytest.raises(ValueError, match=r'(?s)holds another run.*config\.warmup: 10 there, 20 now'):
+    rundir.open_run(str(tmp_path), description(warmup=20), STATE, resume=True)
+
+
+def test_restore_checkpoints_false_wants_an_empty_directory(tmp_path):
+  rundir.open_run(str(tmp_path), description(), STATE, resume=False)
+  with pytest.raises(ValueError, match='restore_checkpoints is False'):
+    rundir.open_run(str(tmp_path), description(), STATE, resume=False)
+
+
+def test_unwritable_directories_are_named(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(OSError, match=r'--model_dir=.*file/run cannot be written'):
+    rundir.open_run(str(tmp_path / 'file/run'), description(), STATE, resume=True)
+  with (
+    pytest.raises(OSError, match='--data_dir=.*cannot be written'),
+    rundir.lock(str(tmp_path / 'file/data')),
+  ):
+    pass
+
+
+def test_a_full_disk_is_said_at_the_start(tmp_path, monkeypatch):
+  usage = collections.namedtuple('usage', 'total used free')
+  monkeypatch.setattr('shutil.disk_usage', lambda path: usage(10, 10, 3 * 2**20))
+  with pytest.raises(OSError, match='has 3 MiB free; the checkpoints of this run need 4 MiB'):
+    rundir.open_run(str(tmp_path), description(), STATE, resume=True)
+  assert not (tmp_path / 'config.json').exists()
+
+
+def test_one_process_at_a_time_prepares_data(tmp_path):
+  order = []
+
+  def other():
+    with rundir.lock(str(tmp_path)):
+      order.append('other')
+
+  with rundir.lock(str(tmp_path)):
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join(0.3)
+    order.append('first')
+  thread.join()
+  assert order == ['first', 'other']

@@ -1,0 +1,156 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kl_flax.models import make_classifier
+from lra_tasks import parallel, steps
+
+SIZES = {
+  'num_classes': 4, 'vocab_size': 8, 'emb_dim': 8, 'num_heads': 2, 'num_layers': 1, 'qkv_dim': 8,
+  'mlp_dim': 8, 'max_length': 6,
+}  # fmt: skip
+
+
+@functools.cache
+def make(model_type='gmm_prf'):
+  """Return model, optimiser and state; nothing is dropped, so that steps can be compared."""
+  attention = {'num_frequencies': 4}
+  if model_type == 'transformer':
+    attention = {'attention_dropout_rate': 0.0}
+  model = make_classifier(model_type, attention=attention, dropout_rate=0.0, **SIZES)
+  optimizer = optax.sgd(0.1)
+  state = jax.jit(functools.partial(steps.init_state, model, optimizer, seed=0))()
+  return model, optimizer, state
+
+
+def make_batch(rows=4, seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    'inputs': rng.integers(1, 8, (rows, 6)).astype(np.int32),
+    'lengths': rng.integers(1, 7, rows).astype(np.int32),
+    'targets': rng.integers(0, 4, rows).astype(np.int32),
+    'weights': np.ones(rows, np.float32),
+    'truncated': np.zeros(rows, np.float32),
+  }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(model, params, batch, rngs):
+  mask = steps.key_mask(batch)
+  return model.apply({'params': params}, batch['inputs'], mask, rngs=rngs)
+
+
+def mapped(step, devices, **options):
+  return jax.pmap(
+    functools.partial(step, **options), axis_name=steps.AXIS, devices=jax.devices()[:devices]
+  )
+
+
+def run(function, state, batch, devices):
+  batch = {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
+  copies = jax.tree.map(lambda x: jnp.stack([x] * devices), state)
+  return jax.tree.map(lambda x: np.asarray(x[0]), function(copies, batch))
+
+
+@pytest.mark.parametrize('model_type', ['gmm_prf', 'transformer'])
+def test_two_devices_take_the_step_of_one(model_type):
+  model, optimizer, state = make(model_type)
+  options = {'model': model, 'optimizer': optimizer, 'resample_every': 100}
+  one = run(mapped(steps.train_step, 1, **options), state, make_batch(), 1)
+  two = run(mapped(steps.train_step, 2, **options), state, make_batch(), 2)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6), one, two)
+
+
+def test_step_is_gradient_descent_on_the_mean_loss():
+  model, optimizer, state = make('transformer')
+  batch = make_batch()
+
+  def loss(params):
+    logits = forward(model, params, batch, None)
+    return jnp.mean(-jax.nn.log_softmax(logits)[jnp.arange(4), batch['targets']])
+
+  gradient = jax.jit(jax.grad(loss))(state.params)
+  expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradient)
+  options = {'model': model, 'optimizer': optimizer, 'resample_every': 100}
+  after, sums = run(mapped(steps.train_step, 1, **options), state, batch, 1)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), after.params, expected
+  )
+  assert after.step == 1
+  assert sums['loss'] / sums['weight'] == pytest.approx(float(loss(state.params)), rel=1e-5)
+
+
+def test_rows_of_weight_zero_do_not_count():
+  model, optimizer, state = make('transformer')
+  batch, filled = make_batch(4), make_batch(4)
+  batch['weights'][2:] = 0
+  filled['weights'][2:] = 0
+  filled['inputs'][2:], filled['lengths'][2:] = 0, 0
+  evaluate = mapped(steps.eval_step, 2, model=model, num_samples=1)
+  a, b = run(evaluate, state, batch, 2), run(evaluate, state, filled, 2)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), a, b)
+  assert a['weight'] == 2
+  np.testing.assert_array_equal(a['labels'], np.bincount(batch['targets'][:2], minlength=4))
+
+
+def test_frequencies_change_exactly_at_multiples_of_resample_every():
+  _, _, state = make()
+  keys = [
+    steps.step_keys(state.replace(step=jnp.int32(step)), 10, device)
+    for step, device in [(0, 0), (9, 0), (9, 1), (10, 0), (19, 1), (20, 0)]
+  ]
+  spectral = [jax.random.key_data(k['spectral']).tolist() for k in keys]
+  assert spectral[0] == spectral[1] == spectral[2]
+  assert spectral[3] == spectral[4]
+  assert len({str(k) for k in spectral}) == 3
+  dropout = {str(jax.random.key_data(k['dropout'])) for k in keys}
+  assert len(dropout) == len(keys)
+
+
+def test_evaluation_averages_over_independent_draws():
+  model, _, state = make('gmm_rks')
+  batch = make_batch()
+  sums = {
+    n: run(mapped(steps.eval_step, 1, model=model, num_samples=n), state, batch, 1) for n in (1, 3)
+  }
+  key = jax.random.wrap_key_data(state.keys['evaluation'])
+  losses = []
+  for sample in range(3):
+    rngs = {'spectral': jax.random.fold_in(key, sample)}
+    logits = forward(model, state.params, batch, rngs)
+    losses.append(steps.example_sums(logits, batch)['loss'])
+  assert sums[1]['loss'] == pytest.approx(float(losses[0]), rel=1e-5)
+  assert sums[3]['loss'] == pytest.approx(float(sum(losses)), rel=1e-5)
+  assert len({float(x) for x in losses}) == 3
+  assert sums[3]['weight'] == 12
+  assert 'nonpositive_denominators' in sums[1]
+
+
+def test_running_sums_accumulate():
+  model, optimizer, state = make('gmm_rks')
+  train = mapped(steps.train_step, 1, model=model, optimizer=optimizer, resample_every=100)
+  first, a = run(train, state, make_batch(seed=1), 1)
+  second, b = run(train, first, make_batch(seed=2), 1)
+  for name, value in second.sums.items():
+    np.testing.assert_allclose(value, a[name] + b[name], rtol=1e-6)
+
+
+def test_state_is_a_function_of_the_seed():
+  model, optimizer, state = make()
+  init = jax.jit(functools.partial(steps.init_state, model, optimizer), static_argnames='seed')
+  jax.tree.map(np.testing.assert_array_equal, state, init(seed=0))
+  other = init(seed=1)
+  assert np.any(other.keys['dropout'] != state.keys['dropout'])
+  assert np.any(
+    other.params['encoder']['embedding']['table'] != state.params['encoder']['embedding']['table']
+  )
+
+
+def test_batch_size_must_be_a_multiple_of_the_devices():
+  parallel.check_batch_size(4)
+  with pytest.raises(ValueError, match=r'batch_size=7 must be .* devices \(2\); take 6 or 8'):
+    parallel.check_batch_size(7)
