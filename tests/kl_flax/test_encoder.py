@@ -1,0 +1,377 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kl_flax.attention import KernelAttention
+from kl_flax.baselines.softmax import SoftmaxAttention
+from kl_flax.encoder import Encoder, MultiHeadAttention, TokenEmbedding, sinusoidal_positions
+from kl_flax.heads import pool
+from kl_flax.models import MODELS, make_classifier
+
+TINY = {
+  'vocab_size': 9,
+  'emb_dim': 12,
+  'num_heads': 2,
+  'num_layers': 1,
+  'qkv_dim': 8,
+  'mlp_dim': 16,
+  'max_length': 11,
+}
+LENGTH = 7
+
+# Sizes of LRA's base ListOps Transformer, and the count of its parameters, part by part.
+LRA_LISTOPS = {
+  'vocab_size': 16,
+  'emb_dim': 512,
+  'num_heads': 8,
+  'num_layers': 4,
+  'qkv_dim': 512,
+  'mlp_dim': 1024,
+  'max_length': 2000,
+}
+LRA_LAYER = (
+  4 * 512 * 512  # Query, key, value and output projections, without bias.
+  + 2 * (512 + 512)  # Two LayerNorms: scale and bias.
+  + (512 * 1024 + 1024)
+  + (1024 * 512 + 512)  # The MLP, with biases.
+)
+LRA_REST = (
+  16 * 512  # Token embedding.
+  + 512  # CLS.
+  + (512 + 512)  # Final LayerNorm.
+  + (512 * 1024 + 1024)
+  + (1024 * 10 + 10)  # The head: Dense(mlp_dim), Dense(classes).
+)
+
+
+@functools.cache
+def make_model(model_type, pooling='CLS', **changes):
+  options = {'num_frequencies': 6} if MODELS[model_type].stochastic else {}
+  return make_classifier(
+    model_type, num_classes=3, pooling=pooling, attention=options, **{**TINY, **changes}
+  )
+
+
+@functools.cache
+def abstract_params(model, length=LENGTH):
+  inputs = jax.ShapeDtypeStruct((2, length), jnp.int32)
+  rngs = {'params': jax.random.key(0), 'spectral': jax.random.key(1)}
+  return jax.eval_shape(model.init, rngs, inputs)['params']
+
+
+def random_params(model, length=LENGTH, seed=0):
+  """Return random values for all parameters, those that start at zero or one included."""
+  rng = np.random.default_rng(seed)
+  draw = lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32)
+  return jax.tree.map(draw, abstract_params(model, length))
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'deterministic'))
+def apply(model, params, inputs, key_mask=None, seed=0, *, deterministic=True):
+  rngs = {'spectral': jax.random.key(7), 'dropout': jax.random.key(seed)}
+  return model.apply({'params': params}, inputs, key_mask, deterministic=deterministic, rngs=rngs)
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def apply_and_pool(model, params, inputs, key_mask):
+  """Return logits, the encoding they come from, and the vectors other poolings would make of it.
+
+  One compilation serves several tests.
+  """
+  logits, state = model.apply(
+    {'params': params},
+    inputs,
+    key_mask,
+    rngs={'spectral': jax.random.key(7)},
+    capture_intermediates=lambda module, _: isinstance(module, Encoder),
+    mutable='intermediates',
+  )
+  ((encoded, mask),) = state['intermediates']['encoder']['__call__']
+  outputs = {pooling: pool(encoded, mask, pooling) for pooling in ('MEAN', 'SUM')}
+  return {'logits': logits, 'encoded': encoded, 'mask': mask} | outputs
+
+
+def make_inputs(seed=0, length=LENGTH, batch=3):
+  rng = np.random.default_rng(seed)
+  inputs = rng.integers(1, TINY['vocab_size'], (batch, length)).astype(np.int32)
+  valid = np.arange(length) < np.array([length, length - 2, 1])[:batch, None]
+  return inputs, valid
+
+
+def count(tree):
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+  ('model_type', 'changes', 'expected'),
+  [
+    ('transformer', {}, 4 * LRA_LAYER + LRA_REST),
+    ('linear_transformer', {}, 4 * LRA_LAYER + LRA_REST),
+    ('transformer', {'tied_weights': True}, LRA_LAYER + LRA_REST),
+    ('transformer', {'learn_pos_emb': True}, 4 * LRA_LAYER + LRA_REST + 2001 * 512),
+    ('transformer', {'pooling': 'MEAN'}, 4 * LRA_LAYER + LRA_REST - 512),
+    # One mean and one S for every head of 64: the second component mirrors the first.
+    ('gmm_rks', {}, 4 * (LRA_LAYER + 8 * 64 + 8 * 64 * 64) + LRA_REST),
+    ('gmm_prf', {}, 4 * (LRA_LAYER + 8 * 64 + 8 * 64) + LRA_REST),
+    ('gmm_rks', {'attention': {'tied': False}}, 4 * (LRA_LAYER + 2 * 8 * 64 * 65) + LRA_REST),
+    ('gmm_prf', {'tied_weights': True}, LRA_LAYER + 8 * 64 + 8 * 64 + LRA_REST),
+  ],
+)
+def test_parameter_counts_are_those_of_lra(model_type, changes, expected):
+  model = make_classifier(model_type, num_classes=10, **{**LRA_LISTOPS, **changes})
+  assert count(abstract_params(model)) == expected
+
+
+def assert_only_valid_positions_count(run, inputs, valid):
+  """Assert that neither padding nor the other examples change what `run` returns of each example.
+
+  `run` maps inputs and mask to a dictionary of arrays [batch, ...].
+  """
+  outputs = {name: np.asarray(value) for name, value in run(inputs, valid).items()}
+
+  def compare(inputs, valid, examples):
+    for name, value in run(inputs, valid).items():
+      assert np.min(np.ptp(outputs[name], axis=0)) > 1e-3
+      expected = outputs[name][examples]
+      value = value[: len(expected)]
+      np.testing.assert_allclose(value, expected, rtol=1e-4, atol=2e-5, err_msg=name)
+
+  # What stands at padded positions does not count ...
+  compare(np.where(valid, inputs, 8), valid, slice(None))
+  # ... nor do the other examples ...
+  compare(np.concatenate([inputs[:1], make_inputs(1)[0][1:]]), valid, slice(1))
+  # ... nor how many padded positions and other examples there are.
+  more = ((0, 0), (0, TINY['max_length'] - inputs.shape[1]))
+  compare(np.pad(inputs[1:], more), np.pad(valid[1:], more), slice(1, None))
+
+
+@pytest.mark.parametrize('model_type', MODELS)
+def test_neither_padding_nor_the_rest_of_the_batch_counts(model_type):
+  model = make_model(model_type)
+  params = random_params(model)
+
+  def run(inputs, valid):
+    outputs = apply_and_pool(model, params, inputs, valid)
+    return {name: outputs[name] for name in ('logits', 'MEAN', 'SUM')}
+
+  assert_only_valid_positions_count(run, *make_inputs())
+
+
+@pytest.mark.parametrize('pooling', ['MEAN', 'SUM'])
+def test_neither_padding_nor_the_rest_of_the_batch_counts_without_cls(pooling):
+  model = make_model('linear_transformer', pooling)
+  params = random_params(model)
+  run = lambda inputs, valid: {'logits': apply(model, params, inputs, valid)}
+  assert_only_valid_positions_count(run, *make_inputs())
+
+
+def test_flatten_masks_its_padding():
+  model = make_model('linear_transformer', 'FLATTEN')
+  params = random_params(model, TINY['max_length'])
+  inputs, valid = make_inputs(length=TINY['max_length'])
+  logits = apply(model, params, inputs, valid)
+  others = apply(model, params, np.where(valid, inputs, 8), valid)
+  np.testing.assert_allclose(others, logits, rtol=1e-5, atol=1e-5)
+  assert not np.allclose(apply(model, params, inputs, np.ones_like(valid)), logits, atol=1e-2)
+
+
+@pytest.mark.parametrize('model_type', ['transformer', 'gmm_prf'])
+def test_no_valid_position_at_all_gives_finite_logits_and_gradients(model_type):
+  model = make_model(model_type, 'MEAN')
+  inputs, valid = make_inputs()
+  valid[1] = False
+
+  def loss(params):
+    logits = apply(model, params, inputs, valid)
+    return jnp.sum(jnp.sin(logits)), logits
+
+  for value in jax.tree.leaves(jax.jit(jax.grad(loss, has_aux=True))(random_params(model))):
+    assert np.all(np.isfinite(value))
+
+
+def layer_norm(x, params):
+  x = x - np.mean(x, axis=-1, keepdims=True)
+  x = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6)
+  return x * params['scale'] + params['bias']
+
+
+def golden_encoder(params, blocks, tokens, valid):
+  """Return the encoding of one sequence by pre-LN layers of softmax attention, float64."""
+  x = np.concatenate([params['cls'][0], params['embedding']['table'][tokens]])
+  x = x + golden_positions(*x.shape)
+  valid = np.concatenate([[True], valid])
+  for block in blocks:
+    y = layer_norm(x, block['attention_norm'])
+    mixed = 0
+    for h in range(TINY['num_heads']):
+      q, k, v = (y @ block['attention']['qkv'][:, i, h] for i in range(3))
+      weights = np.exp(q @ k.T / math.sqrt(q.shape[1])) * valid
+      weights /= np.sum(weights, axis=1, keepdims=True)
+      mixed = mixed + weights @ v @ block['attention']['out']['kernel'][h]
+    x = x + mixed
+    first, second = block['mlp']['Dense_0'], block['mlp']['Dense_1']
+    y = layer_norm(x, block['mlp_norm']) @ first['kernel'] + first['bias']
+    y = y / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+    x = x + y @ second['kernel'] + second['bias']
+  return layer_norm(x, params['norm'])
+
+
+def golden_positions(length, features):
+  """Return PE(p, 2i) = sin(p / 10000^(2i/d)), PE(p, 2i + 1) = its cosine (Vaswani et al. 2017)."""
+  table = np.zeros((length, features))
+  for position, column in np.ndindex(length, features):
+    angle = position / 10000 ** ((column - column % 2) / features)
+    table[position, column] = math.cos(angle) if column % 2 else math.sin(angle)
+  return table
+
+
+@pytest.mark.parametrize('tied', [False, True])
+def test_golden_values_of_the_encoder_in_float64_numpy(tied):
+  model = make_model('transformer', **({'num_layers': 2, 'tied_weights': True} if tied else {}))
+  params = random_params(model)
+  inputs, valid = make_inputs()
+  outputs = apply_and_pool(model, params, inputs, valid)
+  with_cls = np.pad(valid, ((0, 0), (1, 0)), constant_values=True)
+  np.testing.assert_array_equal(outputs['mask'], with_cls)
+  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params['encoder'])
+  blocks = [params['block']] * 2 if tied else [params['block_0']]
+  for b in range(len(inputs)):
+    expected = golden_encoder(params, blocks, inputs[b], valid[b])
+    np.testing.assert_allclose(outputs['encoded'][b], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('features', [8, 7, 1])
+def test_sinusoidal_positions_are_the_papers(features):
+  table = sinusoidal_positions(12, features)
+  assert table.dtype == np.float32
+  np.testing.assert_allclose(table, golden_positions(12, features), atol=1e-6)
+
+
+def test_learned_positions_replace_sinusoids():
+  encoder = make_model('linear_transformer', num_layers=0, learn_pos_emb=True).encoder
+  params = random_params(encoder)
+  assert params['positions'].shape == (12, 12)
+  inputs, _ = make_inputs()
+  encoded, mask = apply(encoder, params, inputs)
+  assert mask is None
+  x = params['embedding']['table'][inputs]
+  x = np.concatenate([np.broadcast_to(params['cls'], (3, 1, 12)), x], axis=1)
+  expected = layer_norm(x + params['positions'][: LENGTH + 1], params['norm'])
+  np.testing.assert_allclose(encoded, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('vocab_size', [9, 600])  # By one-hot vectors and by a gather.
+def test_embedding_returns_rows_of_the_table(vocab_size, dtype):
+  embedding = TokenEmbedding(vocab_size, 12, dtype)
+  rng = np.random.default_rng(0)
+  table = rng.normal(size=(vocab_size, 12)).astype(np.float32)
+  inputs = rng.integers(0, vocab_size, (3, LENGTH)).astype(np.int32)
+  inputs[0, :2] = 0, vocab_size - 1
+  weights = rng.integers(-4, 5, (3, LENGTH, 12)).astype(np.float32)  # Exact in bfloat16.
+
+  @jax.jit
+  def run(table, inputs):
+    def loss(table):
+      rows = embedding.apply({'params': {'table': table}}, inputs)
+      return jnp.sum(rows * weights, dtype=jnp.float32), rows
+
+    return jax.grad(loss, has_aux=True)(table)
+
+  gradient, rows = run(table, inputs)
+  assert rows.dtype == dtype
+  np.testing.assert_array_equal(rows, table.astype(dtype)[inputs])
+  expected = np.zeros_like(table)
+  np.add.at(expected, inputs, weights)
+  np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
+NO_CUDNN = "tracing cuDNN's attention on a CPU raises 'cuDNN is not detected'"
+NO_PRODUCT = "XLA's CPU backend cannot execute 'blhm,bhme->blhe' from bfloat16 to float32"
+
+
+def models_but(reasons):
+  """Return pytest's parameters for all models, those in `reasons` marked as failing."""
+  mark = lambda reason: pytest.mark.xfail(reason=reason, raises=RuntimeError, strict=True)
+  return [pytest.param(m, marks=mark(reasons[m]) if m in reasons else ()) for m in MODELS]
+
+
+@pytest.mark.parametrize('model_type', models_but({'transformer': NO_CUDNN}))
+def test_parameters_of_bfloat16_models_are_float32(model_type):
+  params = abstract_params(make_model(model_type, dtype='bfloat16'))
+  assert params == abstract_params(make_model(model_type))
+  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize(
+  'model_type',
+  models_but(
+    {
+      'transformer': NO_CUDNN,
+      'linear_transformer': NO_PRODUCT,
+      'gmm_rks': NO_PRODUCT,
+      'gmm_prf': NO_PRODUCT,
+    }
+  ),
+)
+def test_bfloat16_computes_close_to_float32(model_type):
+  model = make_model(model_type)
+  params = random_params(model)
+  inputs, valid = make_inputs()
+  wide = np.asarray(apply_and_pool(model, params, inputs, valid)['logits'])
+  logits = apply(make_model(model_type, dtype='bfloat16'), params, inputs, valid)
+  assert logits.dtype == jnp.float32
+  np.testing.assert_allclose(logits, wide, atol=0.05 * np.max(np.abs(wide)))
+  assert np.any(np.asarray(logits) != wide)
+
+
+def test_dropout_acts_in_training_alone_and_by_its_key():
+  model = make_model('transformer')
+  params = random_params(model)
+  run = functools.partial(apply, model, params, *make_inputs())
+  np.testing.assert_array_equal(run(1), run(2))
+  train = lambda seed: np.asarray(run(seed, deterministic=False))
+  np.testing.assert_array_equal(train(1), train(1))
+  assert np.all(train(1) != train(2))
+  assert np.all(train(1) != run(1))
+
+
+def test_initial_values_are_lras():
+  sizes = {'vocab_size': 99, 'emb_dim': 32, 'num_heads': 4, 'qkv_dim': 96, 'mlp_dim': 64}
+  encoder = Encoder(lambda: KernelAttention(None, 'elu'), **{**TINY, **sizes}, learn_pos_emb=True)
+  inputs, _ = make_inputs()
+  # This kind of key compiles faster.
+  params = jax.jit(encoder.init)(jax.random.key(0, impl='rbg'), inputs)['params']
+  assert not np.any(params['cls'])
+  assert abs(np.std(params['embedding']['table']) - 1) < 0.05
+  assert abs(np.std(params['positions']) - 0.02) < 0.003
+  block = params['block_0']
+  for norm in (block['attention_norm'], block['mlp_norm'], params['norm']):
+    assert np.all(np.asarray(norm['scale']) == 1)
+    assert not np.any(norm['bias'])
+  # Xavier's sqrt(6 / (fan_in + fan_out)); of the fused kernel each third is a matrix [E, H·D].
+  matrices = [(block['attention']['qkv'][:, i], 32 + 96) for i in range(3)]
+  matrices.append((block['attention']['out']['kernel'], 96 + 32))
+  matrices += [(block['mlp'][f'Dense_{i}']['kernel'], 32 + 64) for i in range(2)]
+  for matrix, fans in matrices:
+    largest = np.max(np.abs(matrix))
+    assert 0.99 * math.sqrt(6 / fans) < largest <= math.sqrt(6 / fans)
+  for i in range(2):
+    assert 0 < np.max(np.abs(block['mlp'][f'Dense_{i}']['bias'])) < 1e-5
+
+
+def test_sequences_longer_than_max_length_are_an_error():
+  with pytest.raises(ValueError, match='length 12 exceed max_length=11'):
+    abstract_params(make_model('transformer'), 12)
+  abstract_params(make_model('transformer'), 11)
+
+
+def test_heads_must_divide_qkv_dim():
+  attention = MultiHeadAttention(SoftmaxAttention, num_heads=3, qkv_dim=8)
+  x = jax.ShapeDtypeStruct((2, LENGTH, 12), jnp.float32)
+  with pytest.raises(ValueError, match='qkv_dim=8 must be a multiple of num_heads=3'):
+    jax.eval_shape(attention.init, jax.random.key(0), x)
