@@ -70,7 +70,7 @@ def _tiny():
     'checkpoint_freq': 10,
     'learning_rate': 0.02,
     'warmup': 10,
-    'num_layers': 2,
+    'num_layers': 1,
     'emb_dim': 32,
     'num_heads': 2,
     'qkv_dim': 32,

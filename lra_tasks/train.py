@@ -107,6 +107,9 @@ def train(
     builder.as_data_source(split), share=parallel.share(), num_batches=limit, **shapes
   )
 
+  # From here on a signal asks to save and stop; before, there is nothing to save.
+  preemption = parallel.Preemption()
+
   # Model, optimiser, state: a function of the config alone.
   dtype = parallel.default_dtype() if fields['dtype'] == 'auto' else fields['dtype']
   arguments = configuration.model_arguments(fields, dtype)
@@ -141,7 +144,6 @@ def train(
       functools.partial(steps.eval_step, model=model, num_samples=samples)
     )
   ))  # fmt: skip
-  preemption = parallel.Preemption()
   train_step = functools.partial(
     steps.train_step, model=model, optimizer=optimizer, resample_every=fields['resample_every']
   )

@@ -1,6 +1,9 @@
 """Set-up of all tests: two simulated devices, shapes checked at run time."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before JAX is imported anywhere: parallel code is tested on two devices of this machine, and small
 # programs compile twice as fast without LLVM's optimiser.
@@ -10,7 +13,13 @@ os.environ.setdefault(
   '--xla_llvm_disable_expensive_passes=true',
 )
 
-from jaxtyping import install_import_hook
+# Runs of the same model, also those in other processes, compile once.
+_COMPILED = tempfile.mkdtemp(prefix='kl_flax_compiled_')
+atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _COMPILED)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook('kl_flax', 'beartype.beartype')
 

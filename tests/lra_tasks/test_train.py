@@ -25,17 +25,13 @@ STEPS = 40  # Of the preset tiny: evaluations at 20 and 40, checkpoints at 10, 2
 
 @pytest.fixture(scope='session')
 def shared(tmp_path_factory):
-  """A directory for data and compiled programs that all runs share."""
+  """A directory for the data that all runs share."""
   return tmp_path_factory.mktemp('shared')
 
 
-def environment(shared, devices=1, **extra):
+def environment(devices=1, **extra):
   flags = os.environ['XLA_FLAGS'].replace('device_count=2', f'device_count={devices}')
-  cache = {
-    'JAX_COMPILATION_CACHE_DIR': str(shared / 'compiled'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-  }
-  return {**os.environ, **cache, 'XLA_FLAGS': flags, 'PYTHONUNBUFFERED': '1', **extra}
+  return {**os.environ, 'XLA_FLAGS': flags, 'PYTHONUNBUFFERED': '1', **extra}
 
 
 def start(shared, model_dir, *flags, config='listops.py:gmm_prf,tiny', devices=1, **extra):
@@ -45,7 +41,7 @@ def start(shared, model_dir, *flags, config='listops.py:gmm_prf,tiny', devices=1
     f'--model_dir={model_dir}', f'--data_dir={shared}/data', *flags,
   ]  # fmt: skip
   return subprocess.Popen(
-    command, cwd=ROOT, env=environment(shared, devices, **extra), text=True,
+    command, cwd=ROOT, env=environment(devices, **extra), text=True,
     stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
   )  # fmt: skip
 
@@ -210,10 +206,11 @@ def test_kill_9_with_two_devices(shared, reference_of_two, tmp_path):
 
 
 def test_preemption_and_interruption_save_and_stop(shared, reference, tmp_path):
+  log = tmp_path / 'metrics.jsonl'
   for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+    log.unlink(missing_ok=True)
     process = start(shared, tmp_path)
-    wait_for(process, lambda: (tmp_path / 'metrics.jsonl').exists())
-    time.sleep(0.3)
+    wait_for(process, log.exists)  # It is opened right before the loop.
     process.send_signal(number)
     assert 'the same command goes on from there' in finish(process, code)
     assert not (tmp_path / 'results.json').exists()
@@ -391,7 +388,7 @@ def test_without_checkpoints_the_last_parameters_are_evaluated(shared, tmp_path)
 def test_flags_and_help(shared, tmp_path):
   help_text = subprocess.run(
     [sys.executable, '-m', 'lra_tasks.train', '--help'],
-    cwd=ROOT, capture_output=True, text=True, env=environment(shared), check=False,
+    cwd=ROOT, capture_output=True, text=True, env=environment(), check=False,
   ).stdout  # fmt: skip
   for flag in ('--config', '--model_dir', '--data_dir', '--source', '--task_name', 'test_only'):
     assert flag in help_text

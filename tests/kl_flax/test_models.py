@@ -1,0 +1,142 @@
+import functools
+import inspect
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import errors
+
+from kl_flax.attention import KernelAttention
+from kl_flax.baselines.softmax import SoftmaxAttention
+from kl_flax.models import MODELS, get_row, make_classifier, unknown_name
+
+TINY = {
+  'num_classes': 3,
+  'vocab_size': 9,
+  'emb_dim': 8,
+  'num_heads': 2,
+  'num_layers': 1,
+  'qkv_dim': 8,
+  'mlp_dim': 8,
+  'max_length': 5,
+}
+INPUTS = np.arange(10, dtype=np.int32).reshape(2, 5) % 9
+
+# Keys of this kind compile in half of the time.
+make_key = functools.partial(jax.random.key, impl='rbg')
+
+OPTIONS = {
+  'transformer': {'attention_dropout_rate': 0.1},
+  'linear_transformer': {},
+  'gmm_rks': {'num_frequencies': 128, 'num_components': 2, 'tied': True, 'smoothing': 1.0},
+  'gmm_prf': {'num_frequencies': 128, 'num_components': 2, 'tied': True, 'smoothing': 0.0},
+}
+
+
+@pytest.mark.parametrize('model_type', MODELS)
+def test_every_row_builds_initialises_and_applies_with_default_options(model_type):
+  model = make_classifier(model_type, **TINY)
+  rngs = {'params': make_key(0), 'spectral': make_key(1)}
+  logits, variables = jax.jit(model.init_with_output)(rngs, INPUTS)
+  assert logits.shape == (2, 3)
+  assert logits.dtype == jnp.float32
+  assert np.all(np.isfinite(logits))
+  for leaf in jax.tree.leaves(variables['params']):
+    assert np.all(np.isfinite(leaf))
+
+
+@pytest.mark.parametrize('model_type', MODELS)
+def test_stochastic_rows_are_those_that_draw_in_prediction(model_type):
+  model = make_classifier(model_type, **TINY)
+  rngs = {'params': make_key(0), 'spectral': make_key(1)}
+  params = jax.eval_shape(model.init, rngs, INPUTS)['params']
+  apply = lambda params: model.apply({'params': params}, INPUTS)
+  if MODELS[model_type].stochastic:
+    with pytest.raises(errors.InvalidRngError, match='spectral'):
+      jax.eval_shape(apply, params)
+  else:
+    jax.eval_shape(apply, params)
+
+
+@pytest.mark.parametrize('model_type', MODELS)
+def test_options_of_a_row_are_the_arguments_of_its_mechanism(model_type):
+  row = MODELS[model_type]
+  assert row.options == OPTIONS[model_type]
+  assert inspect.Parameter.empty not in row.options.values()  # Every option has a default.
+  assert isinstance(row.make(**row.options), nn.Module)
+  assert row.learned_kernel == model_type.startswith('gmm')
+  assert get_row(model_type) is row
+
+
+def test_options_reach_the_mechanism():
+  options = {'num_frequencies': 6, 'num_components': 3, 'tied': False, 'smoothing': 0.5}
+  model = make_classifier('gmm_rks', attention=options, **TINY)
+  mechanism = model.encoder.make_attention()
+  assert isinstance(mechanism, KernelAttention)
+  assert (mechanism.features, mechanism.smoothing) == ('fourier', 0.5)
+  sampler = mechanism.make_sampler()
+  assert (sampler.num_frequencies, sampler.num_components) == (6, 3)
+  assert (sampler.covariance, sampler.tied) == ('full', False)
+  assert make_classifier('gmm_prf', **TINY).encoder.make_attention().make_sampler().covariance == (
+    'diagonal'
+  )
+  model = make_classifier('transformer', attention={'attention_dropout_rate': 0.3}, **TINY)
+  assert model.encoder.make_attention() == SoftmaxAttention(0.3)
+
+
+def test_sizes_and_switches_reach_the_encoder():
+  model = make_classifier('transformer', pooling='MEAN', dropout_rate=0.3, **TINY)
+  assert (model.pooling, model.num_classes) == ('MEAN', 3)
+  assert {name: getattr(model.encoder, name) for name in TINY if name != 'num_classes'} == {
+    name: size for name, size in TINY.items() if name != 'num_classes'
+  }
+  assert model.encoder.dropout_rate == 0.3
+  assert not model.encoder.use_cls
+  assert make_classifier('transformer', **TINY).encoder.use_cls
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16', jnp.bfloat16])
+def test_dtypes_are_given_by_name_or_as_they_are(dtype):
+  encoder = make_classifier('linear_transformer', dtype=dtype, **TINY).encoder
+  assert encoder.dtype == jnp.dtype(dtype)
+  assert encoder.dtype == getattr(jnp, str(jnp.dtype(dtype)))
+
+
+def test_unknown_dtypes_are_an_error():
+  with pytest.raises(TypeError, match='float99'):
+    make_classifier('transformer', dtype='float99', **TINY)
+
+
+@pytest.mark.parametrize('model_type', ['gmm_pfr', 'GMM_PRF', 'gmm-prf'])
+def test_unknown_models_offer_the_nearest(model_type):
+  with pytest.raises(ValueError, match=f"unknown model_type '{model_type}'") as error:
+    make_classifier(model_type, **TINY)
+  assert 'Known: gmm_prf, gmm_rks, linear_transformer, transformer' in str(error.value)
+  if model_type != 'GMM_PRF':
+    assert "did you mean 'gmm_prf'?" in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('model_type', 'option', 'message'),
+  [
+    ('gmm_prf', 'num_frequency', "'num_frequency'; did you mean 'num_frequencies'"),
+    ('gmm_prf', 'attention_dropout_rate', "attention option of gmm_prf 'attention_dropout_rate'"),
+    ('transformer', 'num_frequencies', 'Known: attention_dropout_rate'),
+    ('linear_transformer', 'smoothing', 'Known: none'),
+  ],
+)
+def test_unknown_options_offer_the_nearest(model_type, option, message):
+  with pytest.raises(ValueError, match=message):
+    make_classifier(model_type, attention={option: 1}, **TINY)
+
+
+def test_unknown_fields_of_the_encoder_are_an_error():
+  with pytest.raises(TypeError, match='emb_dims'):
+    make_classifier('transformer', emb_dims=8, **TINY)
+
+
+@pytest.mark.xfail(strict=True, reason="no stop between the name and 'Known:' without a near name")
+def test_message_without_a_near_name_is_punctuated():
+  assert unknown_name('task', 'xyz', ['abc']) == "unknown task 'xyz'; known: abc"

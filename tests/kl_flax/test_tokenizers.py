@@ -1,0 +1,76 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kl_flax.tokenizers import SymbolTokenizer, tokenizer_from_dict
+
+TOKENIZER = SymbolTokenizer(('[MIN', '[MAX', ']', '7', '10'), dropped=('(', ')'))
+
+
+@given(st.lists(st.sampled_from(TOKENIZER.symbols + TOKENIZER.dropped)))
+def test_decoding_brings_back_all_but_what_is_dropped(symbols):
+  kept = [symbol for symbol in symbols if symbol not in TOKENIZER.dropped]
+  ids = TOKENIZER.encode(' '.join(symbols))
+  assert ids.dtype == np.uint8
+  assert ids.shape == (len(kept),)
+  assert np.all(ids > 0)
+  assert np.all(ids < TOKENIZER.vocab_size)
+  assert TOKENIZER.decode(ids) == ' '.join(kept)
+  assert TOKENIZER.decode(np.pad(ids, (1, 3))) == ' '.join(kept)  # Padding is no symbol.
+
+
+def test_golden_ids_follow_the_order_of_the_symbols():
+  assert TOKENIZER.vocab_size == 6
+  assert TOKENIZER.encode('( ( [MAX 7 ) \t10 )\n ]').tolist() == [2, 4, 5, 3]
+  assert TOKENIZER.encode('').tolist() == []
+  assert TOKENIZER.encode('( )').tolist() == []
+
+
+def test_unknown_symbols_are_named_with_their_place():
+  with pytest.raises(ValueError, match=r"unknown symbol '8' \(symbol 3 of 4\)") as error:
+    TOKENIZER.encode('( [MAX 7 ) 8 ]')
+  assert 'known are: [MIN [MAX ] 7 10 ( )' in str(error.value)
+
+
+@pytest.mark.parametrize('text', [b'7', ['7'], 7, None])
+def test_only_strings_are_encoded(text):
+  # Without the run-time check of annotations, which only tests switch on.
+  encode = getattr(SymbolTokenizer.encode, '__wrapped__', SymbolTokenizer.encode)
+  with pytest.raises(TypeError, match=f'expected a string of symbols, got {type(text).__name__}'):
+    encode(TOKENIZER, text)
+
+
+def test_description_survives_json():
+  description = json.loads(json.dumps(TOKENIZER.to_dict()))
+  rebuilt = tokenizer_from_dict(description)
+  assert rebuilt == TOKENIZER
+  assert rebuilt.encode('( [MIN 10 ) ]').tolist() == [1, 5, 3]
+
+
+def test_unknown_types_are_an_error():
+  with pytest.raises(ValueError, match="unknown tokenizer type 'bytes'; known: symbols"):
+    tokenizer_from_dict({'type': 'bytes', 'symbols': [], 'dropped': []})
+
+
+@pytest.mark.xfail(
+  strict=True,
+  raises=OverflowError,
+  reason='ids are uint8: from the 256th symbol on, encoding fails with "out of bounds for uint8"',
+)
+def test_more_symbols_than_bytes_have_values():
+  symbols = tuple(f's{i}' for i in range(300))
+  tokenizer = SymbolTokenizer(symbols)
+  assert tokenizer.decode(tokenizer.encode(' '.join(symbols))) == ' '.join(symbols)
+
+
+@pytest.mark.xfail(
+  strict=True,
+  raises=ValueError,
+  reason='a dropped symbol is cut out of the middle of the symbols that contain it',
+)
+def test_dropped_symbols_are_whole_symbols():
+  tokenizer = SymbolTokenizer(('sin', 'cos'), dropped=('s',))
+  assert tokenizer.encode('s cos s sin').tolist() == [2, 1]
