@@ -7,27 +7,24 @@ The same command continues a run that was stopped, at the step that it had reach
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 import functools
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
 from kl_flax.models import get_row, make_classifier
 from lra_tasks import configuration, parallel, pipeline, rundir, steps
 from lra_tasks.checkpoint import Checkpoints
-from lra_tasks.console import Progress, set_up_logging
+from lra_tasks.console import set_up_logging
+from lra_tasks.loop import Loop, NonFiniteLossError, evaluate
 from lra_tasks.optimizer import make_optimizer, make_schedule
-from lra_tasks.run_log import RunLog, means, write_json
+from lra_tasks.run_log import RunLog, write_json
 from lra_tasks.tasks import get_task
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -46,13 +43,6 @@ _TEST_ONLY = flags.DEFINE_bool('test_only', False, 'Only evaluate the run on the
 
 # Not __name__: this file runs as __main__.
 logger = logging.getLogger('lra_tasks.train')
-
-# Steps that the host may be ahead of the devices: enough to keep them busy.
-_RUN_AHEAD = 4
-
-
-class NonFiniteLossError(RuntimeError):
-  """The loss became NaN or infinite."""
 
 
 def train(
@@ -139,19 +129,21 @@ def train(
   state = parallel.replicate(state)
 
   # Training.
-  evaluate = functools.partial(_evaluate, step_fn=functools.cache(
-    lambda samples: parallel.over_devices(
-      functools.partial(steps.eval_step, model=model, num_samples=samples)
-    )
-  ))  # fmt: skip
-  train_step = functools.partial(
-    steps.train_step, model=model, optimizer=optimizer, resample_every=fields['resample_every']
+  train_step = parallel.over_devices(
+    functools.partial(
+      steps.train_step, model=model, optimizer=optimizer, resample_every=fields['resample_every']
+    ),
+    donate_state=True,
   )
-  run = _Run(
+  eval_step = lambda samples: parallel.over_devices(
+    functools.partial(steps.eval_step, model=model, num_samples=samples)
+  )
+  validation_step = eval_step(1)
+  loop = Loop(
     fields=fields,
-    train_step=parallel.over_devices(train_step, donate_state=True),
+    train_step=train_step,
     validate=lambda state: evaluate(
-      state, read('validation', fields['num_eval_steps']), stop=preemption.pending
+      validation_step, state, read('validation', fields['num_eval_steps']), preemption.pending
     ),
     schedule=schedule,
     checkpoints=checkpoints,
@@ -159,7 +151,7 @@ def train(
     preemption=preemption,
   )
   if not test_only:
-    step, state = _fit(run, step, state, data)
+    step, state = loop.run(step, state, data)
     if log.last_step < fields['num_train_steps']:
       logger.info('Stopped at step %d; the same command goes on from there.', step)
       return preemption.exit_code
@@ -169,7 +161,7 @@ def train(
   if best is not None:
     state = parallel.replicate(checkpoints.restore(best, parallel.to_host(state)))
   samples = fields['eval_samples'] if get_row(fields['model_type']).stochastic else 1
-  sums = evaluate(state, read('test'), samples=samples)
+  sums = evaluate(eval_step(samples), state, read('test'))
   results = rundir.results(
     description, sums, log.records, split='test', steps=step, best_step=best, eval_samples=samples
   )
@@ -182,141 +174,6 @@ def train(
   checkpoints.close()
   log.close()
   return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-  """What the loop works with."""
-
-  fields: dict[str, Any]
-  train_step: Callable[..., Any]
-  validate: Callable[..., Any]
-  schedule: Callable[..., Any]
-  checkpoints: Checkpoints
-  log: RunLog
-  preemption: parallel.Preemption
-
-  def save(self, step: int, state: Any, data: Any, metrics: dict[str, float] | None = None) -> None:
-    if self.fields['save_checkpoints']:
-      self.checkpoints.save(step, parallel.to_host(state), data, metrics)
-
-
-def _fit(run: _Run, step: int, state: Any, data: Any) -> tuple[int, Any]:
-  """Train until the end or until asked to stop; return the step reached and its state."""
-  total = run.fields['num_train_steps']
-  pending: collections.deque[tuple[int, Any]] = collections.deque()
-  saved, clock = step, None
-  with Progress(total, start=step, show=parallel.is_primary()) as progress:
-    while True:
-      if _is_due(step, run.fields['eval_frequency'], total) and run.log.last_step < step:
-        _settle(pending, 0)
-        metrics = _report(run, step, state, clock)
-        if metrics is not None:
-          zeros = jax.tree.map(np.zeros_like, parallel.to_host(state.sums))
-          state = state.replace(sums=parallel.replicate(zeros))
-          run.save(step, state, data, metrics)
-          saved = step
-        clock = step, time.monotonic()
-      elif _is_due(step, run.fields['checkpoint_freq'], total) and saved < step:
-        _settle(pending, 0)
-        run.save(step, state, data)
-        saved = step
-      if step == total or run.preemption.requested(step):
-        break
-      state, sums = run.train_step(state, parallel.split(next(data)))
-      step += 1
-      pending.append((step, sums))
-      latest = _settle(pending, _RUN_AHEAD)
-      if latest is not None and progress.due():
-        values = means(parallel.to_host(latest[1]), '')
-        progress.update(latest[0], loss=values['loss'], accuracy=values['accuracy'])
-      if clock is None:  # The first step compiles: it does not count.
-        jax.block_until_ready(sums)
-        clock = step, time.monotonic()
-        progress.restart_clock(step)
-    _settle(pending, 0)
-    if saved < step:
-      run.save(step, state, data)
-    run.checkpoints.wait()
-  return step, state
-
-
-def _is_due(step: int, every: int, total: int) -> bool:
-  return step > 0 and (step % every == 0 or step == total)
-
-
-def _settle(pending: collections.deque[tuple[int, Any]], keep: int) -> tuple[int, Any] | None:
-  """Wait for all but the `keep` newest steps and check their loss; return the newest of them."""
-  latest = None
-  while len(pending) > keep:
-    step, sums = latest = pending.popleft()
-    loss = float(parallel.to_host(sums['loss']) / parallel.to_host(sums['weight']))
-    if not np.isfinite(loss):
-      raise NonFiniteLossError(
-        f'the loss is {loss} at step {step}; no checkpoint holds it. Try a smaller learning_rate, '
-        'a longer warmup or grad_clip_norm=1.0 (in a new --model_dir)'
-      )
-  return latest
-
-
-def _report(
-  run: _Run, step: int, state: Any, clock: tuple[int, float] | None
-) -> dict[str, float] | None:
-  """Evaluate on the validation split and record it; None if asked to stop meanwhile."""
-  now = time.monotonic()
-  rate = (step - clock[0]) / (now - clock[1]) if clock and step > clock[0] else None
-  train = means(parallel.to_host(state.sums), 'train_')
-  sums = run.validate(state)
-  if sums is None:
-    return None
-  metrics = means(sums, 'eval_')
-  run.log.add(
-    {
-      'step': step,
-      **train,
-      **metrics,
-      'learning_rate': float(run.schedule(step - 1)),
-      'steps_per_second': rate,
-      'peak_memory_bytes': parallel.peak_memory_bytes(),
-    }
-  )
-  logger.info(
-    'step %d/%d: training loss %.4f, accuracy %.4f; validation loss %.4f, accuracy %.4f; %s',
-    step, run.fields['num_train_steps'], train['train_loss'], train['train_accuracy'],
-    metrics['eval_loss'], metrics['eval_accuracy'], f'{rate:.2f} steps/s' if rate else '-',
-  )  # fmt: skip
-  if train['train_truncated'] or metrics['eval_truncated']:
-    logger.warning(
-      '%d training and %d validation sequences were longer than max_length=%d and were cut.',
-      train['train_truncated'], metrics['eval_truncated'], run.fields['max_length'],
-    )  # fmt: skip
-  return {'accuracy': metrics['eval_accuracy'], 'loss': metrics['eval_loss']}
-
-
-def _evaluate(
-  state: Any,
-  batches: Iterable[pipeline.Batch],
-  *,
-  step_fn: Callable[[int], Callable[..., Any]],
-  samples: int = 1,
-  stop: Callable[[], bool] = lambda: False,
-) -> dict[str, np.ndarray] | None:
-  """Return the sums over all batches, in float64; None if asked to stop meanwhile."""
-  total: dict[str, Any] = collections.defaultdict(float)
-  pending: collections.deque[Any] = collections.deque()
-
-  def take(keep: int) -> None:
-    while len(pending) > keep:
-      for name, value in parallel.to_host(pending.popleft()).items():
-        total[name] = total[name] + value.astype(np.float64)
-
-  for batch in batches:
-    if stop():
-      return None
-    pending.append(step_fn(samples)(state, parallel.split(batch)))
-    take(_RUN_AHEAD)
-  take(0)
-  return dict(total)
 
 
 def main(argv: list[str]) -> int:

@@ -52,12 +52,12 @@ def test_stochastic_rows_are_those_that_draw_in_prediction(model_type):
   model = make_classifier(model_type, **TINY)
   rngs = {'params': make_key(0), 'spectral': make_key(1)}
   params = jax.eval_shape(model.init, rngs, INPUTS)['params']
-  apply = lambda params: model.apply({'params': params}, INPUTS)
+  apply = lambda params, inputs: model.apply({'params': params}, inputs)
   if MODELS[model_type].stochastic:
     with pytest.raises(errors.InvalidRngError, match='spectral'):
-      jax.eval_shape(apply, params)
+      jax.eval_shape(apply, params, INPUTS)
   else:
-    jax.eval_shape(apply, params)
+    jax.eval_shape(apply, params, INPUTS)
 
 
 @pytest.mark.parametrize('model_type', MODELS)

@@ -17,7 +17,8 @@ import pytest
 
 from kl_flax import Predictor
 from lra_tasks import configuration, listops
-from lra_tasks.train import NonFiniteLossError, train
+from lra_tasks.loop import NonFiniteLossError
+from lra_tasks.train import train
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 40  # Of the preset tiny: evaluations at 20 and 40, checkpoints at 10, 20, 30, 40.

@@ -1,0 +1,196 @@
+"""The training loop: nothing in it waits for the devices but evaluations and checkpoints."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from lra_tasks import parallel
+from lra_tasks.checkpoint import Checkpoints
+from lra_tasks.console import Progress
+from lra_tasks.pipeline import Batch
+from lra_tasks.run_log import RunLog, means
+
+logger = logging.getLogger(__name__)
+
+# Steps that the host may be ahead of the devices: enough to keep them busy.
+_RUN_AHEAD = 4
+
+
+class NonFiniteLossError(RuntimeError):
+  """The loss became NaN or infinite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """The loop of one run: steps, evaluations, checkpoints, until the end or a signal.
+
+  The host is never more than a few steps ahead of the devices, and looks at every loss a few
+  steps late: no step waits for it.
+
+  Attributes:
+    fields: the resolved config.
+    train_step: (state, batch) -> (state, sums), over all devices; takes over the state's memory.
+    validate: state -> sums of the validation split, or None when asked to stop meanwhile.
+    schedule: learning rate of each step.
+    checkpoints: of the run.
+    log: of the run.
+    preemption: tells when to stop.
+  """
+
+  fields: dict[str, Any]
+  train_step: Callable[..., Any]
+  validate: Callable[..., Any]
+  schedule: Callable[..., Any]
+  checkpoints: Checkpoints
+  log: RunLog
+  preemption: parallel.Preemption
+
+  def run(self, step: int, state: Any, data: Any) -> tuple[int, Any]:
+    """Train until the end or until asked to stop.
+
+    Args:
+      step: number of updates that `state` has behind it.
+      state: replicated over the local devices.
+      data: iterator over the batches of this process; its place is saved too.
+
+    Returns:
+      The step reached and its state.
+
+    Raises:
+      NonFiniteLossError: when a loss is not finite; no checkpoint holds that state.
+    """
+    total = self.fields['num_train_steps']
+    pending: collections.deque[tuple[int, Any]] = collections.deque()
+    saved, clock = step, None
+    with Progress(total, start=step, show=parallel.is_primary()) as progress:
+      while True:
+        if _is_due(step, self.fields['eval_frequency'], total) and self.log.last_step < step:
+          _settle(pending, 0)
+          metrics = self._report(step, state, clock)
+          if metrics is not None:
+            zeros = jax.tree.map(np.zeros_like, parallel.to_host(state.sums))
+            state = state.replace(sums=parallel.replicate(zeros))
+            self._save(step, state, data, metrics)
+            saved = step
+          clock = step, time.monotonic()
+        elif _is_due(step, self.fields['checkpoint_freq'], total) and saved < step:
+          _settle(pending, 0)
+          self._save(step, state, data)
+          saved = step
+        if step == total or self.preemption.requested(step):
+          break
+        state, sums = self.train_step(state, parallel.split(next(data)))
+        step += 1
+        pending.append((step, sums))
+        latest = _settle(pending, _RUN_AHEAD)
+        if latest is not None and progress.due():
+          values = means(parallel.to_host(latest[1]), '')
+          progress.update(latest[0], loss=values['loss'], accuracy=values['accuracy'])
+        if clock is None:  # The first step compiles: it does not count.
+          jax.block_until_ready(sums)
+          clock = step, time.monotonic()
+          progress.restart_clock(step)
+      _settle(pending, 0)
+      if saved < step:
+        self._save(step, state, data)
+      self.checkpoints.wait()
+    return step, state
+
+  def _save(
+    self, step: int, state: Any, data: Any, metrics: dict[str, float] | None = None
+  ) -> None:
+    host_state = parallel.to_host(state)
+    # The loss of a step is that of the parameters before it.
+    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(host_state.params)):
+      raise _non_finite('parameters are not finite', step)
+    if self.fields['save_checkpoints']:
+      self.checkpoints.save(step, host_state, data, metrics)
+
+  def _report(
+    self, step: int, state: Any, clock: tuple[int, float] | None
+  ) -> dict[str, float] | None:
+    """Evaluate on the validation split and record it; None if asked to stop meanwhile."""
+    now = time.monotonic()
+    rate = (step - clock[0]) / (now - clock[1]) if clock and step > clock[0] else None
+    train = means(parallel.to_host(state.sums), 'train_')
+    sums = self.validate(state)
+    if sums is None:
+      return None
+    metrics = means(sums, 'eval_')
+    if not np.isfinite(metrics['eval_loss']):
+      raise _non_finite(f'validation loss is {metrics["eval_loss"]}', step)
+    self.log.add(
+      {
+        'step': step,
+        **train,
+        **metrics,
+        'learning_rate': float(self.schedule(step - 1)),
+        'steps_per_second': rate,
+        'peak_memory_bytes': parallel.peak_memory_bytes(),
+      }
+    )
+    logger.info(
+      'step %d/%d: training loss %.4f, accuracy %.4f; validation loss %.4f, accuracy %.4f; %s',
+      step, self.fields['num_train_steps'], train['train_loss'], train['train_accuracy'],
+      metrics['eval_loss'], metrics['eval_accuracy'], f'{rate:.2f} steps/s' if rate else '-',
+    )  # fmt: skip
+    if train['train_truncated'] or metrics['eval_truncated']:
+      logger.warning(
+        '%d training and %d validation sequences were longer than max_length=%d and were cut.',
+        train['train_truncated'], metrics['eval_truncated'], self.fields['max_length'],
+      )  # fmt: skip
+    return {'accuracy': metrics['eval_accuracy'], 'loss': metrics['eval_loss']}
+
+
+def _is_due(step: int, every: int, total: int) -> bool:
+  return step > 0 and (step % every == 0 or step == total)
+
+
+def _settle(pending: collections.deque[tuple[int, Any]], keep: int) -> tuple[int, Any] | None:
+  """Wait for all but the `keep` newest steps and check their loss; return the newest of them."""
+  latest = None
+  while len(pending) > keep:
+    step, sums = latest = pending.popleft()
+    loss = float(parallel.to_host(sums['loss']) / parallel.to_host(sums['weight']))
+    if not np.isfinite(loss):
+      raise _non_finite(f'loss is {loss}', step)
+  return latest
+
+
+def _non_finite(what: str, step: int) -> NonFiniteLossError:
+  return NonFiniteLossError(
+    f'the {what} at step {step}; no checkpoint holds it. Try a smaller learning_rate, a longer '
+    'warmup or grad_clip_norm=1.0 (in a new --model_dir)'
+  )
+
+
+def evaluate(
+  eval_step: Callable[..., Any],
+  state: Any,
+  batches: Iterable[Batch],
+  stop: Callable[[], bool] = lambda: False,
+) -> dict[str, np.ndarray] | None:
+  """Return the sums over all batches, in float64; None if asked to stop meanwhile."""
+  total: dict[str, Any] = collections.defaultdict(float)
+  pending: collections.deque[Any] = collections.deque()
+
+  def take(keep: int) -> None:
+    while len(pending) > keep:
+      for name, value in parallel.to_host(pending.popleft()).items():
+        total[name] = total[name] + value.astype(np.float64)
+
+  for batch in batches:
+    if stop():
+      return None
+    pending.append(eval_step(state, parallel.split(batch)))
+    take(_RUN_AHEAD)
+  take(0)
+  return dict(total)

@@ -1,0 +1,194 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kl_flax.baselines import softmax
+from kl_flax.baselines.softmax import SoftmaxAttention, softmax_weights
+
+
+def make_inputs(seed=0, b=2, lq=5, lk=7, h=2, d=4, e=4):
+  rng = np.random.default_rng(seed)
+  normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  inputs = normal(b, lq, h, d), normal(b, lk, h, d), normal(b, lk, h, e)
+  mask = rng.random((b, lk)) < 0.6
+  mask[:, 0] = True
+  return inputs, mask
+
+
+def golden_attention(query, key, value, mask):
+  """Return softmax attention in float64, row by row; rows without valid keys are zeros."""
+  query, key, value = (x.astype(np.float64) for x in (query, key, value))
+  out = np.zeros((*query.shape[:3], value.shape[3]))
+  for b, i, h in np.ndindex(query.shape[:3]):
+    if np.any(mask[b]):
+      weights = np.exp(key[b, :, h] @ query[b, i, h] / math.sqrt(query.shape[3])) * mask[b]
+      out[b, i, h] = weights @ value[b, :, h] / np.sum(weights)
+  return out
+
+
+def weigh(out):
+  """Return a loss in which every entry of the output has a weight of its own."""
+  out = out.astype(jnp.float32)
+  return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape))
+
+
+def outputs_and_gradients(function, *inputs):
+  """Return the output and the gradients of a fixed projection of it."""
+
+  def loss(inputs):
+    out = function(*inputs)
+    return weigh(out), out
+
+  gradients, out = jax.jit(jax.grad(loss, has_aux=True))(inputs)
+  return out, *gradients
+
+
+@functools.partial(jax.jit, static_argnames=('rate', 'deterministic'))
+def attend(query, key, value, key_mask=None, seed=0, *, rate=0.0, deterministic=True):
+  return SoftmaxAttention(rate).apply(
+    {}, query, key, value, key_mask, deterministic=deterministic, rngs={'dropout': make_key(seed)}
+  )
+
+
+# Keys of this kind compile in half of the time.
+make_key = functools.partial(jax.random.key, impl='rbg')
+
+
+@given(seed=st.integers(0, 10**6), masked=st.booleans())
+def test_golden_values_in_float64_numpy(seed, masked):
+  inputs, mask = make_inputs(seed)
+  out = attend(*inputs, mask if masked else None)
+  mask = mask if masked else np.ones_like(mask)
+  np.testing.assert_allclose(out, golden_attention(*inputs, mask), rtol=1e-4, atol=1e-5)
+
+
+def test_golden_weights_in_float64_numpy():
+  (query, key, _), mask = make_inputs()
+  mask[1] = False
+  weights = jax.jit(softmax_weights)(query, key, mask[:, None, None, :])
+  assert weights.dtype == jnp.float32
+  assert np.all(np.asarray(weights[0])[..., ~mask[0]] == 0)
+  identity = np.broadcast_to(np.eye(7, dtype=np.float32)[:, None], (2, 7, 2, 7))
+  expected = golden_attention(query, key, identity, mask)
+  np.testing.assert_allclose(weights[0], expected[0].swapaxes(0, 1), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(np.sum(weights, axis=-1), 1, rtol=1e-5)  # No NaN where all is masked.
+
+
+@pytest.mark.xfail(
+  strict=True,
+  raises=ValueError,
+  reason="without dropout, jax.nn.dot_product_attention wants the values' size to be the keys'",
+)
+def test_values_may_have_a_size_of_their_own():
+  inputs, mask = make_inputs(e=3)
+  expected = golden_attention(*inputs, mask)
+  training = attend(*inputs, mask, rate=1e-9, deterministic=False)
+  np.testing.assert_allclose(training, expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(attend(*inputs, mask), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('deterministic', [True, False])
+def test_rows_without_valid_keys_give_zeros_and_finite_gradients(deterministic):
+  inputs, mask = make_inputs()
+  mask[1] = False
+  run = functools.partial(attend, key_mask=mask, rate=0.5, deterministic=deterministic)
+  out, *gradients = outputs_and_gradients(run, *inputs)
+  assert np.all(out[1] == 0)
+  assert np.any(out[0] != 0)
+  for gradient in gradients:
+    assert np.all(np.isfinite(gradient))
+    assert np.any(gradient[0] != 0)
+    assert np.all(gradient[1] == 0)
+
+
+@pytest.fixture
+def fused_on_cpu(monkeypatch):
+  """Let `_fused` call XLA's product where it asks for cuDNN's kernel, under the kernel's rules."""
+  original = jax.nn.dot_product_attention
+
+  def dot_product_attention(query, key, value, *, scale, implementation):
+    assert implementation == 'cudnn'
+    assert query.shape[1] % 2 == key.shape[1] % 2 == 0
+    assert query.shape[3] % 8 == 0
+    assert key.shape == value.shape
+    return original(query, key, value, scale=scale, implementation='xla')
+
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', dot_product_attention)
+  return softmax._fused
+
+
+@pytest.mark.usefixtures('fused_on_cpu')
+@pytest.mark.parametrize(
+  ('lengths', 'head_dim', 'masked'),
+  [((5, 7), 5, True), ((5, 7), 8, False), ((8, 3), 8, True), ((1, 9), 5, False)],
+)
+def test_fused_equals_golden_values(lengths, head_dim, masked):
+  inputs, mask = make_inputs(lq=lengths[0], lk=lengths[1], d=head_dim, e=head_dim)
+
+  def golden(query, key, value):
+    weights = softmax_weights(query, key, mask[:, None, None, :] if masked else None)
+    return jnp.einsum('bhls,bshe->blhe', weights, value)
+
+  mask4 = jnp.asarray(mask)[:, None, None, :] if masked else None
+  fused = outputs_and_gradients(lambda q, k, v: softmax._fused(q, k, v, mask4), *inputs)
+  naive = outputs_and_gradients(golden, *inputs)
+  for a, b in zip(fused, naive, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures('fused_on_cpu')
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
+@settings(max_examples=3)
+@given(seed=st.integers(0, 10**6))
+def test_fused_masks_exactly_in_sixteen_bits(dtype, seed):
+  inputs, mask = make_inputs(seed, d=8, e=8)
+  inputs = [x.astype(dtype) for x in inputs]
+  fused = jax.jit(softmax._fused)
+  out = fused(*inputs, mask[:, None, None, :])
+  assert out.dtype == dtype
+  wide = [np.asarray(x, np.float32) for x in inputs]
+  np.testing.assert_allclose(
+    np.asarray(out, np.float64), golden_attention(*wide, mask), atol=0.03, rtol=0.03
+  )
+  # Not a trace of what is masked: it could stand anything there.
+  others = [x.copy() for x in inputs]
+  for x in others[1:]:
+    x[~mask] = 30
+  np.testing.assert_array_equal(fused(*others, mask[:, None, None, :]), out)
+
+
+def test_dropped_weights_average_to_the_deterministic_output():
+  inputs, mask = make_inputs()
+  run = functools.partial(attend, *inputs, mask, rate=0.5, deterministic=False)
+  outs = np.asarray(jax.jit(jax.vmap(run))(np.arange(4_000)), np.float64)
+  np.testing.assert_array_equal(outs[3], run(3))
+  assert np.any(outs[3] != outs[4])
+  error = np.std(outs, axis=0) / math.sqrt(len(outs))
+  assert np.all(error > 0)
+  assert np.all(np.abs(np.mean(outs, axis=0) - attend(*inputs, mask)) < 4.5 * error)
+
+
+def test_predictions_ignore_dropout():
+  inputs, mask = make_inputs()
+  expected = attend(*inputs, mask)
+  np.testing.assert_array_equal(attend(*inputs, mask, 1, rate=0.5), expected)
+  np.testing.assert_array_equal(attend(*inputs, mask, 2, rate=0.5), expected)
+  # And so does training at a rate of zero.
+  np.testing.assert_array_equal(attend(*inputs, mask, deterministic=False), expected)
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason='tracing cuDNN on a CPU fails')
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
+def test_sixteen_bit_inputs_run_on_every_platform(dtype):
+  inputs, mask = make_inputs()
+  out = attend(*(x.astype(dtype) for x in inputs), mask)
+  assert out.dtype == dtype
+  np.testing.assert_allclose(
+    np.asarray(out, np.float64), golden_attention(*inputs, mask), atol=0.05
+  )
