@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kl_flax.features import elu_features, project, squared_norm
+from kl_flax.features import einsum_float32, elu_features, project, squared_norm
 
 FeatureMap = Literal['positive', 'fourier', 'elu']
 FEATURE_MAPS = ('positive', 'fourier', 'elu')
@@ -108,8 +108,8 @@ def attention_sums(
   dtype = query.dtype
   ones = jnp.ones((*value.shape[:-1], 1), value.dtype)
   value = jnp.concatenate([value, ones], axis=-1)
-  state = _einsum('bshm,bshe->bhme', phi_k.astype(dtype), value)
-  sums = _einsum('blhm,bhme->blhe', phi_q.astype(dtype), state.astype(dtype))
+  state = einsum_float32('bshm,bshe->bhme', phi_k.astype(dtype), value)
+  sums = einsum_float32('blhm,bhme->blhe', phi_q.astype(dtype), state.astype(dtype))
   if constant is not None:
     total = value if mask is None else jnp.where(mask, value, 0)
     total = jnp.sum(total, axis=1, keepdims=True, dtype=jnp.float32)
@@ -170,10 +170,6 @@ def _temper(omega):
   """Return omega and the factor of |x|² that stand for x ← x D^(-1/4): H·M·D, not B·L·H·D work."""
   head_dim = omega.shape[-1]
   return omega * head_dim**-0.25, head_dim**-0.5
-
-
-def _einsum(spec, a, b):
-  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
 def naive_kernel_attention(

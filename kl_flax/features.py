@@ -19,7 +19,16 @@ def project(x: Float[Array, 'b l h d'], omega: Float[Array, 'h m d']) -> Float[A
 
   Angles and exponents reach tens or hundreds, where bfloat16 has no digit left after the point.
   """
-  return jnp.einsum('blhd,hmd->blhm', x, omega.astype(x.dtype), preferred_element_type=jnp.float32)
+  return einsum_float32('blhd,hmd->blhm', x, omega.astype(x.dtype))
+
+
+def einsum_float32(
+  spec: str, a: Float[Array, '...'], b: Float[Array, '...']
+) -> Float[Array, '...']:
+  """Return the product, accumulated and returned in float32 whatever the operands' type."""
+  if jax.default_backend() == 'cpu':  # It lacks some products from 16 bits to 32.
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
 def squared_norm(x: Float[Array, 'b l h d']) -> Float[Array, 'b l h 1']:

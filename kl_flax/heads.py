@@ -66,7 +66,12 @@ class Classifier(nn.Module):
       inputs: token ids.
       key_mask: True at valid positions; None means everywhere.
       deterministic: no dropout (prediction).
+
+    Raises:
+      ValueError: if the pooling does not go with the encoder or the inputs.
     """
+    if self.pooling == 'CLS' and not self.encoder.use_cls:
+      raise ValueError('pooling CLS needs an encoder with use_cls=True')
     if self.pooling == 'FLATTEN' and inputs.shape[1] != self.encoder.max_length:
       raise ValueError(
         f'pooling FLATTEN needs inputs padded to max_length={self.encoder.max_length}, '

@@ -128,5 +128,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
   """Return the message for a name that is not known: the nearest one, and all of them."""
   known = sorted(known)
   near = difflib.get_close_matches(name, known, n=1)
-  hint = f'; did you mean {near[0]!r}?' if near else ''
-  return f'unknown {kind} {name!r}{hint} Known: {", ".join(known) or "none"}'
+  hint = f' (did you mean {near[0]!r}?)' if near else ''
+  return f'unknown {kind} {name!r}{hint}; known: {", ".join(known) or "none"}'

@@ -19,7 +19,10 @@ class SymbolTokenizer:
 
   Args:
     symbols: the known symbols.
-    dropped: symbols that carry no token, such as the parentheses of ListOps.
+    dropped: characters that carry no token, such as the parentheses of ListOps.
+
+  Raises:
+    ValueError: if a dropped one is part of a symbol.
 
   >>> tokenizer = SymbolTokenizer(('a', 'b'), dropped=('(', ')'))
   >>> tokenizer.encode('( b a )').tolist()
@@ -31,6 +34,13 @@ class SymbolTokenizer:
   symbols: tuple[str, ...]
   dropped: tuple[str, ...] = ()
 
+  def __post_init__(self) -> None:
+    """Check that dropping cannot tear a symbol apart."""
+    for part in self.dropped:
+      for symbol in self.symbols:
+        if part in symbol:
+          raise ValueError(f'dropped {part!r} is part of the symbol {symbol!r}')
+
   @property
   def vocab_size(self) -> int:
     """Number of ids, padding included."""
@@ -41,7 +51,7 @@ class SymbolTokenizer:
     return {symbol: i for i, symbol in enumerate(self.symbols, start=1)}
 
   def encode(self, text: str) -> np.ndarray:
-    """Return the ids of `text`, uint8[length].
+    """Return the ids of `text`, uint8[length] (uint16 above 255 symbols).
 
     Raises:
       TypeError: if `text` is no string.
@@ -61,7 +71,7 @@ class SymbolTokenizer:
         f'unknown symbol {unknown!r} (symbol {symbols.index(unknown) + 1} of {len(symbols)}); '
         f'known are: {" ".join(self.symbols + self.dropped)}'
       ) from None
-    return np.array(ids, np.uint8)
+    return np.array(ids, np.min_scalar_type(len(self.symbols)))
 
   def decode(self, ids: np.ndarray) -> str:
     """Return the symbols of `ids`, blank-separated; padding is left out."""

@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float
 class SoftmaxAttention(nn.Module):
   """Scaled dot-product attention (Vaswani et al. 2017).
 
-  Without dropout of the weights it runs through `jax.nn.dot_product_attention`, which never
-  stores the L×L matrix where the platform has a fused kernel (cuDNN, in 16-bit types).
+  On CUDA, in 16-bit types and without dropout of the weights, it runs as cuDNN's fused kernel,
+  which never stores the L×L matrix.
 
   Attributes:
     dropout_rate: dropout of the attention weights, in [0, 1); needs the L×L matrix in training.
@@ -58,14 +58,16 @@ def softmax_weights(
 
 
 def _attend(query, key, value, mask):
-  """Pick cuDNN's fused kernel where it exists: CUDA, 16 bits; XLA's product elsewhere."""
-  if query.dtype not in (jnp.bfloat16, jnp.float16):
-    return _plain(query, key, value, mask)
-  return jax.lax.platform_dependent(query, key, value, mask, cuda=_fused, default=_plain)
+  """Pick cuDNN's fused kernel where it exists, in 16 bits; XLA's products elsewhere."""
+  if query.dtype in (jnp.bfloat16, jnp.float16) and _has_cudnn():
+    return _fused(query, key, value, mask)
+  weights = softmax_weights(query, key, mask).astype(value.dtype)
+  return jnp.einsum('bhls,bshe->blhe', weights, value)
 
 
-def _plain(query, key, value, mask):
-  return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation='xla')
+def _has_cudnn() -> bool:
+  device = jax.local_devices()[0]
+  return device.platform == 'gpu' and 'cuda' in device.client.platform_version.lower()
 
 
 def _fused(query, key, value, mask):
@@ -73,18 +75,22 @@ def _fused(query, key, value, mask):
 
   So lengths are padded, and the mask becomes one more coordinate of queries and keys.
   """
-  length, head_dim = query.shape[1], query.shape[3]
+  length, head_dim, value_dim = query.shape[1], query.shape[3], value.shape[3]
   if mask is None:
     mask = jnp.ones((1, 1, 1, key.shape[1]), bool)
-  pad = 8 + -head_dim % 8
-  widen = lambda x: jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, pad)))
-  query, key, value = widen(query), widen(key), widen(value)
+  width = -(-max(head_dim + 1, value_dim) // 8) * 8
+  query, key, value = (_pad(x, width) for x in (query, key, value))
   # exp(−30,000 / D^(1/2)) is 0, and −30,000 is finite, in both 16-bit types.
   penalty = jnp.where(mask[:, 0, 0, :, None], 0, -30_000).astype(key.dtype)
-  penalty = jnp.pad(penalty, ((0, 0), (0, -penalty.shape[1] % 8), (0, 0)), constant_values=-30_000)
+  rest = ((0, 0), (0, key.shape[1] - penalty.shape[1]), (0, 0))
+  penalty = jnp.pad(penalty, rest, constant_values=-30_000)
   query = query.at[..., head_dim].set(1)
   key = key.at[..., head_dim].set(penalty)
-  out = jax.nn.dot_product_attention(
-    query, key, value, scale=head_dim**-0.5, implementation='cudnn'
-  )
-  return out[:, :length, :, :head_dim]
+  scale = head_dim**-0.5
+  out = jax.nn.dot_product_attention(query, key, value, scale=scale, implementation='cudnn')
+  return out[:, :length, :, :value_dim]
+
+
+def _pad(x, width):
+  """Pad [b, l, h, d] with zeros to a length in eights and to the width."""
+  return jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, width - x.shape[3])))

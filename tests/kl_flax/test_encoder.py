@@ -181,9 +181,8 @@ def test_flatten_masks_its_padding():
   assert not np.allclose(apply(model, params, inputs, np.ones_like(valid)), logits, atol=1e-2)
 
 
-@pytest.mark.parametrize('model_type', ['transformer', 'gmm_prf'])
-def test_no_valid_position_at_all_gives_finite_logits_and_gradients(model_type):
-  model = make_model(model_type, 'MEAN')
+def test_no_valid_position_at_all_gives_finite_logits_and_gradients():
+  model = make_model('gmm_prf', 'MEAN')
   inputs, valid = make_inputs()
   valid[1] = False
 
@@ -292,34 +291,14 @@ def test_embedding_returns_rows_of_the_table(vocab_size, dtype):
   np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
-NO_CUDNN = "tracing cuDNN's attention on a CPU raises 'cuDNN is not detected'"
-NO_PRODUCT = "XLA's CPU backend cannot execute 'blhm,bhme->blhe' from bfloat16 to float32"
-
-
-def models_but(reasons):
-  """Return pytest's parameters for all models, those in `reasons` marked as failing."""
-  mark = lambda reason: pytest.mark.xfail(reason=reason, raises=RuntimeError, strict=True)
-  return [pytest.param(m, marks=mark(reasons[m]) if m in reasons else ()) for m in MODELS]
-
-
-@pytest.mark.parametrize('model_type', models_but({'transformer': NO_CUDNN}))
+@pytest.mark.parametrize('model_type', MODELS)
 def test_parameters_of_bfloat16_models_are_float32(model_type):
   params = abstract_params(make_model(model_type, dtype='bfloat16'))
   assert params == abstract_params(make_model(model_type))
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
 
 
-@pytest.mark.parametrize(
-  'model_type',
-  models_but(
-    {
-      'transformer': NO_CUDNN,
-      'linear_transformer': NO_PRODUCT,
-      'gmm_rks': NO_PRODUCT,
-      'gmm_prf': NO_PRODUCT,
-    }
-  ),
-)
+@pytest.mark.parametrize('model_type', MODELS)
 def test_bfloat16_computes_close_to_float32(model_type):
   model = make_model(model_type)
   params = random_params(model)
@@ -332,7 +311,7 @@ def test_bfloat16_computes_close_to_float32(model_type):
 
 
 def test_dropout_acts_in_training_alone_and_by_its_key():
-  model = make_model('transformer')
+  model = make_model('linear_transformer')
   params = random_params(model)
   run = functools.partial(apply, model, params, *make_inputs())
   np.testing.assert_array_equal(run(1), run(2))

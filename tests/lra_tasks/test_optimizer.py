@@ -45,7 +45,7 @@ def test_schedule_follows_lra_rule(factors):
 
 
 def test_schedule_errors():
-  with pytest.raises(ValueError, match="'linear_warmpu'; did you mean 'linear_warmup'"):
+  with pytest.raises(ValueError, match=r"'linear_warmpu' \(did you mean 'linear_warmup'"):
     make_schedule('constant * linear_warmpu', **OPTIONS)
   with pytest.raises(ValueError, match='warmup must be at least 1 step, got 0'):
     make_schedule('constant', **OPTIONS | {'warmup': 0})

@@ -362,7 +362,7 @@ def test_lra_files_of_missing_models_list_those_that_exist(shared, tmp_path):
   config.write_text(LRA_BASE.format(model_type='reformer'))
   output = finish(start(shared, tmp_path / 'r', '--task=listops', f'--config={config}'), 1)
   assert "error: unknown model_type 'reformer'" in output
-  assert 'Known: gmm_prf, gmm_rks, linear_transformer, transformer' in output
+  assert 'known: gmm_prf, gmm_rks, linear_transformer, transformer' in output
 
 
 def test_a_damaged_tsv_is_named_with_its_line(shared, tsv, tmp_path):
