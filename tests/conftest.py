@@ -24,8 +24,20 @@ from jaxtyping import install_import_hook  # noqa: E402
 install_import_hook('kl_flax', 'beartype.beartype')
 
 import hypothesis  # noqa: E402
+import pytest  # noqa: E402
 
 hypothesis.settings.register_profile(
   'default', deadline=None, max_examples=15, derandomize=True, print_blob=True
 )
 hypothesis.settings.load_profile('default')
+
+
+@pytest.fixture(scope='session')
+def shared(tmp_path_factory):
+  """A directory for the data that all runs share."""
+  return tmp_path_factory.mktemp('shared')
+
+
+def pytest_collection_modifyitems(items):
+  """Whole runs first: two workers then end at about the same time."""
+  items.sort(key=lambda item: item.path.name not in ('test_train.py', 'test_parallel_runs.py'))

@@ -132,9 +132,9 @@ def test_parameter_counts_are_those_of_lra(model_type, changes, expected):
 def assert_only_valid_positions_count(run, inputs, valid):
   """Assert that neither padding nor the other examples change what `run` returns of each example.
 
-  `run` maps inputs and mask to a dictionary of arrays [batch, ...].
+  `run` maps inputs and mask to a dictionary of NumPy arrays [batch, ...].
   """
-  outputs = {name: np.asarray(value) for name, value in run(inputs, valid).items()}
+  outputs = run(inputs, valid)
 
   def compare(inputs, valid, examples):
     for name, value in run(inputs, valid).items():
@@ -158,7 +158,7 @@ def test_neither_padding_nor_the_rest_of_the_batch_counts(model_type):
   params = random_params(model)
 
   def run(inputs, valid):
-    outputs = apply_and_pool(model, params, inputs, valid)
+    outputs = jax.device_get(apply_and_pool(model, params, inputs, valid))
     return {name: outputs[name] for name in ('logits', 'MEAN', 'SUM')}
 
   assert_only_valid_positions_count(run, *make_inputs())
@@ -167,7 +167,7 @@ def test_neither_padding_nor_the_rest_of_the_batch_counts(model_type):
 def test_neither_padding_nor_the_rest_of_the_batch_counts_without_cls():
   model = make_model('linear_transformer', 'MEAN')
   params = random_params(model)
-  run = lambda inputs, valid: {'logits': apply(model, params, inputs, valid)}
+  run = lambda *inputs: {'logits': np.asarray(apply(model, params, *inputs))}
   assert_only_valid_positions_count(run, *make_inputs())
 
 
@@ -190,7 +190,8 @@ def test_no_valid_position_at_all_gives_finite_logits_and_gradients():
     logits = apply(model, params, inputs, valid)
     return jnp.sum(jnp.sin(logits)), logits
 
-  for value in jax.tree.leaves(jax.jit(jax.grad(loss, has_aux=True))(random_params(model))):
+  outputs = jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(random_params(model)))
+  for value in jax.tree.leaves(outputs):
     assert np.all(np.isfinite(value))
 
 
@@ -235,7 +236,7 @@ def test_golden_values_of_the_encoder_in_float64_numpy(tied):
   model = make_model('transformer', **({'num_layers': 2, 'tied_weights': True} if tied else {}))
   params = random_params(model)
   inputs, valid = make_inputs()
-  outputs = apply_and_pool(model, params, inputs, valid)
+  outputs = jax.device_get(apply_and_pool(model, params, inputs, valid))
   with_cls = np.pad(valid, ((0, 0), (1, 0)), constant_values=True)
   np.testing.assert_array_equal(outputs['mask'], with_cls)
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params['encoder'])
@@ -318,20 +319,20 @@ def test_dropout_acts_in_training_alone_and_by_its_key():
   train = lambda seed: np.asarray(run(seed, deterministic=False))
   np.testing.assert_array_equal(train(1), train(1))
   assert np.all(train(1) != train(2))
-  assert np.all(train(1) != run(1))
+  assert np.all(train(1) != np.asarray(run(1)))
 
 
 def test_initial_values_are_lras():
   sizes = {'vocab_size': 99, 'emb_dim': 32, 'num_heads': 4, 'qkv_dim': 96, 'mlp_dim': 64}
   encoder = Encoder(lambda: KernelAttention(None, 'elu'), **{**TINY, **sizes}, learn_pos_emb=True)
   inputs, _ = make_inputs()
-  params = jax.jit(encoder.init)(make_key(0), inputs)['params']
+  params = jax.device_get(jax.jit(encoder.init)(make_key(0), inputs)['params'])
   assert not np.any(params['cls'])
   assert abs(np.std(params['embedding']['table']) - 1) < 0.05
   assert abs(np.std(params['positions']) - 0.02) < 0.003
   block = params['block_0']
   for norm in (block['attention_norm'], block['mlp_norm'], params['norm']):
-    assert np.all(np.asarray(norm['scale']) == 1)
+    assert np.all(norm['scale'] == 1)
     assert not np.any(norm['bias'])
   # Xavier's sqrt(6 / (fan_in + fan_out)); of the fused kernel each third is a matrix [E, H·D].
   matrices = [(block['attention']['qkv'][:, i], 32 + 96) for i in range(3)]

@@ -37,7 +37,8 @@ OPTIONS = {
 def test_every_row_builds_initialises_and_applies_with_default_options(model_type):
   mechanism = MODELS[model_type].make()
   query, key, value = np.random.default_rng(0).normal(size=(3, 2, 5, 2, 4)).astype(np.float32)
-  out, variables = jax.jit(mechanism.init_with_output)(RNGS, query, key, value)
+  outputs = jax.jit(mechanism.init_with_output)(RNGS, query, key, value)
+  out, variables = jax.device_get(outputs)
   assert out.shape == (2, 5, 2, 4)
   for leaf in jax.tree.leaves((out, variables)):
     assert leaf.dtype == jnp.float32

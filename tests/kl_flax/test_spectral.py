@@ -95,7 +95,7 @@ def test_moments_of_samples_are_those_of_the_parameters(covariance, tied):
 @pytest.mark.parametrize('covariance', COVARIANCES)
 def test_tied_components_mirror_each_other_exactly(covariance):
   params, noise = make_params(2, covariance), normal(4, 2, 1, 4, 3)
-  omega = sample(GaussianMixture(8, 2, covariance), params, noise=noise)
+  omega = np.asarray(sample(GaussianMixture(8, 2, covariance), params, noise=noise))
   shape_name = 'scale' if covariance == 'full' else 'log_variance'
   mirrored = {
     'mean': np.concatenate([params['mean'], -params['mean']], axis=1),
@@ -103,7 +103,7 @@ def test_tied_components_mirror_each_other_exactly(covariance):
   }
   untied = sample(GaussianMixture(8, 2, covariance, tied=False), mirrored, noise=noise)
   np.testing.assert_array_equal(omega, untied)
-  negated = sample(GaussianMixture(8, 2, covariance), params, noise=-noise)
+  negated = np.asarray(sample(GaussianMixture(8, 2, covariance), params, noise=-noise))
   np.testing.assert_array_equal(omega[:, :4], -negated[:, 4:])
 
 
@@ -126,8 +126,8 @@ def test_noise_is_a_function_of_the_spectral_key():
 
 def test_initial_values_are_within_their_bounds_and_fill_them():
   head_dim = 8
-  full = initial(GaussianMixture(8), 64, head_dim)
-  diagonal = initial(GaussianMixture(8, covariance='diagonal'), 64, head_dim)
+  full = jax.device_get(initial(GaussianMixture(8), 64, head_dim))
+  diagonal = jax.device_get(initial(GaussianMixture(8, covariance='diagonal'), 64, head_dim))
   assert {k: v.shape for k, v in full.items()} == {'mean': (64, 1, 8), 'scale': (64, 1, 8, 8)}
   assert {k: v.shape for k, v in diagonal.items()} == {
     'mean': (64, 1, 8),
@@ -149,7 +149,7 @@ def test_initial_values_are_within_their_bounds_and_fill_them():
 
 def test_expected_initial_covariance_is_near_the_identity():
   num_heads, head_dim = 2048, 8
-  scale = np.asarray(initial(GaussianMixture(2), num_heads, head_dim)['scale'][:, 0])
+  scale = np.asarray(initial(GaussianMixture(2), num_heads, head_dim)['scale'])[:, 0]
   covariance = scale @ np.swapaxes(scale, 1, 2)
   error = np.std(covariance, axis=0) / math.sqrt(num_heads)
   # Exactly I: D entries a row, each of variance bound²/3 = 1/D.
@@ -170,11 +170,11 @@ def test_gradients_reach_every_parameter(covariance, tied):
     omega = sample(module, params, jax.random.key(0))
     return jnp.sum(jnp.sin(omega) * jnp.arange(omega.size).reshape(omega.shape))
 
-  gradients = jax.jit(jax.grad(loss))(params)
+  gradients = jax.device_get(jax.jit(jax.grad(loss))(params))
   assert gradients.keys() == params.keys()
   for gradient in gradients.values():
     assert np.all(np.isfinite(gradient))
-    assert np.all(np.asarray(gradient) != 0)
+    assert np.all(gradient != 0)
 
 
 @functools.partial(jax.jit, static_argnames=('module', 'features'))

@@ -1,111 +1,28 @@
 """Runs from the outside: what they write, and that nothing which happens to them is lost."""
 
-import importlib.util
 import json
-import os
-import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from run_helpers import (
+  ROOT,
+  STEPS,
+  assert_same_run,
+  environment,
+  finish,
+  kill_at,
+  read,
+  run_here,
+  start,
+  wait_for,
+)
 
 from kl_flax import Predictor
-from lra_tasks import configuration, listops
-from lra_tasks.loop import NonFiniteLossError
-from lra_tasks.train import train
-
-ROOT = pathlib.Path(__file__).parents[2]
-STEPS = 40  # Of the preset tiny: evaluations at 20 and 40, checkpoints at 10, 20, 30, 40.
-
-
-@pytest.fixture(scope='session')
-def shared(tmp_path_factory):
-  """A directory for the data that all runs share."""
-  return tmp_path_factory.mktemp('shared')
-
-
-def environment(devices=1, **extra):
-  flags = os.environ['XLA_FLAGS'].replace('device_count=2', f'device_count={devices}')
-  return {**os.environ, 'XLA_FLAGS': flags, 'PYTHONUNBUFFERED': '1', **extra}
-
-
-def start(shared, model_dir, *flags, config='listops.py:gmm_prf,tiny', devices=1, **extra):
-  """Start the command that README shows."""
-  command = [
-    sys.executable, '-m', 'lra_tasks.train', f'--config={ROOT}/configs/{config}',
-    f'--model_dir={model_dir}', f'--data_dir={shared}/data', *flags,
-  ]  # fmt: skip
-  return subprocess.Popen(
-    command, cwd=ROOT, env=environment(devices, **extra), text=True,
-    stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-  )  # fmt: skip
-
-
-def finish(process, code=0, timeout=120):
-  output, _ = process.communicate(timeout=timeout)
-  assert process.returncode == code, output
-  return output
-
-
-def wait_for(process, condition):
-  """Wait until the condition holds; fail if the process ends before."""
-  while not condition():
-    assert process.poll() is None, process.communicate()[0]
-    time.sleep(0.002)
-
-
-def read(model_dir, name):
-  return json.loads((model_dir / name).read_text())
-
-
-def final_state(model_dir):
-  with ocp.CheckpointManager(model_dir / 'checkpoints') as manager:
-    return manager.restore(STEPS, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
-
-
-def leaves(tree, prefix=''):
-  if isinstance(tree, dict):
-    for key, value in tree.items():
-      yield from leaves(value, f'{prefix}/{key}')
-  elif isinstance(tree, list | tuple):
-    for i, value in enumerate(tree):
-      yield from leaves(value, f'{prefix}/{i}')
-  elif tree is not None:
-    yield prefix, np.asarray(tree)
-
-
-TIMINGS = {'wall_time_seconds', 'steps_per_second', 'peak_memory_bytes'}
-
-
-def assert_same_run(model_dir, reference, exact=True):
-  """Compare parameters, optimiser state, metrics and results of two runs."""
-  compare = np.testing.assert_array_equal
-  if not exact:
-    compare = lambda a, b, msg: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=msg)
-  states = [dict(leaves(dict(final_state(d))['state'])) for d in (model_dir, reference)]
-  assert states[0].keys() == states[1].keys()
-  for name, value in states[0].items():
-    compare(value, states[1][name], name)
-  for name in ('metrics.jsonl', 'results.json'):
-    lines = [
-      [json.loads(line) for line in (d / name).read_text().splitlines()]
-      if name.endswith('l')
-      else [read(d, name)]
-      for d in (model_dir, reference)
-    ]
-    assert len(lines[0]) == len(lines[1])
-    for ours, theirs in zip(*lines, strict=True):
-      for key in theirs.keys() - TIMINGS:
-        if isinstance(theirs[key], float):
-          compare(ours[key], theirs[key], key)
-        elif exact:
-          assert ours[key] == theirs[key], key
+from lra_tasks import listops
 
 
 @pytest.fixture(scope='session')
@@ -114,28 +31,6 @@ def reference(shared):
   output = finish(start(shared, shared / 'reference'))
   (shared / 'reference.log').write_text(output)
   return shared / 'reference'
-
-
-@pytest.fixture(scope='session')
-def reference_of_two(shared):
-  """An uninterrupted run of one process on two devices."""
-  finish(start(shared, shared / 'reference2', devices=2))
-  return shared / 'reference2'
-
-
-def run_here(shared, model_dir, *, argument='gmm_prf,tiny', source=None, test_only=False, **fields):
-  """Run in this process, on its two simulated devices."""
-  spec = importlib.util.spec_from_file_location('listops_config', ROOT / 'configs/listops.py')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  resolved = configuration.resolve(module.get_config(argument))
-  return train(
-    resolved | fields,
-    model_dir=str(model_dir),
-    data_dir=str(shared / 'data'),
-    source=source,
-    test_only=test_only,
-  )
 
 
 def test_a_run_writes_what_readme_lists(shared, reference):
@@ -183,12 +78,6 @@ def test_predictor_agrees_with_the_evaluation_of_the_run(shared, reference):
   np.testing.assert_allclose(prediction.probabilities.sum(axis=1), 1, rtol=1e-5)
 
 
-def kill_at(process, condition):
-  wait_for(process, condition)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
-
-
 def test_kill_9_loses_nothing(shared, reference, tmp_path):
   checkpoints = tmp_path / 'checkpoints'
   # While a checkpoint is being written, and between two checkpoints.
@@ -197,13 +86,6 @@ def test_kill_9_loses_nothing(shared, reference, tmp_path):
   output = finish(start(shared, tmp_path))
   assert 'Continuing at step' in output
   assert_same_run(tmp_path, reference)
-
-
-def test_kill_9_with_two_devices(shared, reference_of_two, tmp_path):
-  process = start(shared, tmp_path, devices=2)
-  kill_at(process, lambda: (tmp_path / 'checkpoints/10').exists())
-  finish(start(shared, tmp_path, devices=2))
-  assert_same_run(tmp_path, reference_of_two)
 
 
 def test_preemption_and_interruption_save_and_stop(shared, reference, tmp_path):
@@ -231,46 +113,6 @@ def test_damaged_newest_checkpoint(shared, reference, tmp_path):
   assert 'is damaged' in output
   assert 'Continuing at step 30' in output
   assert_same_run(run, reference)
-
-
-def start_two(shared, model_dir, devices=1):
-  """Start two processes that form one run."""
-  with socket.socket() as probe:
-    probe.bind(('localhost', 0))
-    address = f'localhost:{probe.getsockname()[1]}'
-  join = lambda i: {
-    'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': str(i),
-  }  # fmt: skip
-  return [start(shared, model_dir, devices=devices, **join(i)) for i in (0, 1)]
-
-
-def test_two_processes_equal_one_with_two_devices(shared, reference_of_two, tmp_path):
-  outputs = [finish(p) for p in start_two(shared, tmp_path)]
-  assert 'Process 0 of 2' in outputs[0]
-  assert 'Test accuracy' in outputs[0]
-  assert_same_run(tmp_path, reference_of_two, exact=False)
-
-
-@pytest.mark.parametrize('victim', [0, 1])
-def test_a_process_that_dies_stops_the_others(shared, tmp_path, victim):
-  processes = start_two(shared, tmp_path)
-  wait_for(processes[victim], lambda: (tmp_path / 'checkpoints/10').exists())
-  processes[victim].kill()
-  processes[victim].communicate()
-  output, _ = processes[1 - victim].communicate(timeout=100)
-  assert processes[1 - victim].returncode != 0
-  # Ours where a collective fails; JAX's runtime speaks and aborts when its leader is gone.
-  assert 'another process stopped' in output or 'another task died' in output
-
-
-def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(shared, tmp_path):
-  explode = {'factors': 'constant * decay_every', 'decay_factor': 1e30, 'steps_per_decay': 15}
-  with pytest.raises(NonFiniteLossError, match=r'the loss is \S+ at step 1[67]; no checkpoint'):
-    run_here(shared, tmp_path, **explode)
-  assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['10']
-  with ocp.CheckpointManager(tmp_path / 'checkpoints') as manager:
-    items = manager.restore(10, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
-  assert all(np.all(np.isfinite(v)) for _, v in leaves(dict(items)['state']))
 
 
 def test_another_config_in_the_directory(shared, reference):
@@ -373,17 +215,6 @@ def test_a_damaged_tsv_is_named_with_its_line(shared, tsv, tmp_path):
   path.write_text('\n'.join(lines))
   with pytest.raises(ValueError, match=r'basic_train\.tsv.*4'):
     run_here(shared, tmp_path / 'run', source=str(tmp_path / 'tsv'))
-
-
-def test_without_checkpoints_the_last_parameters_are_evaluated(shared, tmp_path):
-  options = {'save_checkpoints': False, 'num_train_steps': 20}
-  assert run_here(shared, tmp_path, argument='gmm_rks,tiny', **options) == 0
-  results = read(tmp_path, 'results.json')
-  assert results['best_step'] is None
-  assert results['steps'] == 20
-  (record,) = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
-  assert record['train_loss'] < 2.6
-  assert record['eval_nonpositive_denominators'] == 0  # The smoothing sees to that.
 
 
 def test_flags_and_help(shared, tmp_path):

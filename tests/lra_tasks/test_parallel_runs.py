@@ -1,0 +1,85 @@
+"""Runs on several devices and in several processes."""
+
+import json
+import socket
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from run_helpers import (
+  assert_same_run,
+  finish,
+  kill_at,
+  leaves,
+  read,
+  run_here,
+  start,
+  wait_for,
+)
+
+from lra_tasks.loop import NonFiniteLossError
+
+
+@pytest.fixture(scope='session')
+def reference_of_two(shared):
+  """An uninterrupted run of one process on two devices."""
+  finish(start(shared, shared / 'reference2', devices=2))
+  return shared / 'reference2'
+
+
+def test_kill_9_with_two_devices(shared, reference_of_two, tmp_path):
+  process = start(shared, tmp_path, devices=2)
+  kill_at(process, lambda: (tmp_path / 'checkpoints/10').exists())
+  finish(start(shared, tmp_path, devices=2))
+  assert_same_run(tmp_path, reference_of_two)
+
+
+def start_two(shared, model_dir, devices=1):
+  """Start two processes that form one run."""
+  with socket.socket() as probe:
+    probe.bind(('localhost', 0))
+    address = f'localhost:{probe.getsockname()[1]}'
+  join = lambda i: {
+    'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': str(i),
+  }  # fmt: skip
+  return [start(shared, model_dir, devices=devices, **join(i)) for i in (0, 1)]
+
+
+def test_two_processes_equal_one_with_two_devices(shared, reference_of_two, tmp_path):
+  outputs = [finish(p) for p in start_two(shared, tmp_path)]
+  assert 'Process 0 of 2' in outputs[0]
+  assert 'Test accuracy' in outputs[0]
+  assert_same_run(tmp_path, reference_of_two, exact=False)
+
+
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_process_that_dies_stops_the_others(shared, tmp_path, victim):
+  processes = start_two(shared, tmp_path)
+  wait_for(processes[victim], lambda: (tmp_path / 'checkpoints/10').exists())
+  processes[victim].kill()
+  processes[victim].communicate()
+  output, _ = processes[1 - victim].communicate(timeout=100)
+  assert processes[1 - victim].returncode != 0
+  # Ours where a collective fails; JAX's runtime speaks and aborts when its leader is gone.
+  assert 'another process stopped' in output or 'another task died' in output
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(shared, tmp_path):
+  explode = {'factors': 'constant * decay_every', 'decay_factor': 1e30, 'steps_per_decay': 15}
+  with pytest.raises(NonFiniteLossError, match=r'the loss is \S+ at step 1[67]; no checkpoint'):
+    run_here(shared, tmp_path, **explode)
+  assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['10']
+  with ocp.CheckpointManager(tmp_path / 'checkpoints') as manager:
+    items = manager.restore(10, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+  assert all(np.all(np.isfinite(v)) for _, v in leaves(dict(items)['state']))
+
+
+def test_without_checkpoints_the_last_parameters_are_evaluated(shared, tmp_path):
+  options = {'save_checkpoints': False, 'num_train_steps': 20}
+  assert run_here(shared, tmp_path, argument='gmm_rks,tiny', **options) == 0
+  results = read(tmp_path, 'results.json')
+  assert results['best_step'] is None
+  assert results['steps'] == 20
+  (record,) = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  assert record['train_loss'] < 2.6
+  assert record['eval_nonpositive_denominators'] == 0  # The smoothing sees to that.
