@@ -1,4 +1,4 @@
-"""Checkpoints of a run, on Orbax: train state, data iterator, validation metrics, checksum.
+"""Checkpoints of a run, on Orbax: train state, place in the data, validation metrics, checksum.
 
 A step directory appears only when it is complete, so a killed run never leaves half of one. Two
 newest checkpoints are kept, and the best on validation. A checkpoint whose contents do not match
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import zlib
 from typing import Any
 
@@ -19,6 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from kl_flax.predictor import best_step, ranking
+from lra_tasks import parallel
 
 logger = logging.getLogger(__name__)
 
@@ -58,41 +60,40 @@ class Checkpoints:
       self._manager.delete(step)  # Saved before its evaluation, at a preemption.
     items = {
       'state': ocp.args.StandardSave(state),
-      'data': grain.checkpoint.CheckpointSave(data),
-      'checksum': ocp.args.JsonSave({'crc32': checksum(state)}),
+      'extra': ocp.args.JsonSave({'crc32': checksum(state), 'data': data.get_state()}),
     }
     self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
   def restore_newest(self, like: Any, data: grain.DatasetIterator) -> tuple[int, Any] | None:
     """Return step and state of the newest sound checkpoint, and set `data` to its place.
 
-    A damaged one is reported and removed, and the one before is tried.
+    Those that cannot be read are reported and, once a sound one is found, put aside under another
+    name: their steps will be saved again.
 
     Returns:
       None if there is no checkpoint at all.
 
     Raises:
-      ValueError: if there are checkpoints, but every one is damaged.
+      ValueError: if there are checkpoints, but none can be read; nothing is changed then.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
-    for step in steps:
+    unreadable = []
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      state, place, reason = None, None, ''
       try:
-        state = self.restore(step, like)
-        item = ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(data))
-        self._manager.restore(step, args=item)
-        return step, state
+        state, place = self._read(step, like)
       except Exception as error:  # Whatever the storage layers raise on damaged files.
-        logger.warning(
-          'Checkpoint %d in %s is damaged and left out: %s',
-          step,
-          self.directory,
-          str(error).splitlines()[0],
-        )
-        self._manager.delete(step)
-    if steps:
+        reason = (str(error) or repr(error)).splitlines()[0]
+      if parallel.all_agree(not reason):
+        data.set_state(place)
+        self._put_aside(unreadable)
+        return step, state
+      reason = reason or 'another process could not read it'
+      logger.warning('Checkpoint %d in %s is left out: %s', step, self.directory, reason)
+      unreadable.append(step)
+    if unreadable:
       raise ValueError(
-        f'every checkpoint in {self.directory} is damaged; remove the run or name another '
-        '--model_dir'
+        f'no checkpoint in {self.directory} can be read (reasons above); restore the files, or '
+        'name another --model_dir'
       )
     return None
 
@@ -100,19 +101,39 @@ class Checkpoints:
     """Return the state of a step, as NumPy arrays in the form of `like`.
 
     Raises:
-      ValueError: if the contents do not match their checksum.
+      ValueError: if it cannot be read, or does not match its checksum.
     """
+    try:
+      return self._read(step, like)[0]
+    except Exception as error:
+      raise ValueError(
+        f'checkpoint {step} in {self.directory} cannot be read: {error}. Remove its directory to '
+        'go without it'
+      ) from error
+
+  def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    """Return state and place in the data."""
     abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
     items = self._manager.restore(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract), checksum=ocp.args.JsonRestore()
+        state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore()
       ),
     )
     state = jax.tree.map(np.asarray, items['state'])
-    if checksum(state) != items['checksum']['crc32']:
+    if checksum(state) != items['extra']['crc32']:
       raise ValueError('its contents do not match their checksum')
-    return state
+    return state, items['extra']['data']
+
+  def _put_aside(self, steps: list[int]) -> None:
+    if not steps:
+      return
+    if parallel.is_primary():
+      for step in steps:
+        path = os.path.join(self.directory, str(step))
+        os.rename(path, f'{path}.unreadable-{time.time_ns()}')
+    parallel.all_agree(True)  # Nobody looks before this is done.
+    self._manager.reload()
 
   def best_step(self) -> int | None:
     """Return the step with the best validation accuracy (of equals the last), or None."""

@@ -71,6 +71,7 @@ SCHEDULE_FIELDS = (
 POSITIVE = (
   'batch_size', 'num_train_steps', 'eval_frequency', 'checkpoint_freq', 'max_length', 'emb_dim',
   'num_heads', 'num_layers', 'qkv_dim', 'mlp_dim', 'resample_every', 'eval_samples', 'warmup',
+  'steps_per_cycle', 'steps_per_decay',
 )  # fmt: skip
 # Read by none of LRA's code paths.
 IGNORED = {
@@ -140,7 +141,8 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
   if 'classifier_pool' in given:
     pool = given.pop('classifier_pool')
     given['pooling_mode'] = _agree('pooling_mode', given.get('pooling_mode'), pool)
-  attention = _model_kwargs(given.pop('model_kwargs', {})) | given.pop('attention', {})
+  # LRA's `model_kwargs` are options of the mechanism.
+  attention = given.pop('model_kwargs', {}) | given.pop('attention', {})
   data = given.pop('data', {})
   for name in given:
     if name not in DEFAULTS:
@@ -151,14 +153,19 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
   fields = DEFAULTS | base | given | {'task': task}
   fields['preset'] = fields['preset'] or 'lra'
   fields['grad_clip_norm'] = fields['grad_clip_norm'] or 0.0
+  if fields['num_eval_steps'] >= 99_999:
+    fields['num_eval_steps'] = -1  # LRA writes all batches in both ways.
   _check_values(fields)
   fields['attention'] = _attention_options(fields['model_type'], attention)
   fields['data'] = dataclasses.asdict(data_options(task, data))
   return dict(sorted(fields.items()))
 
 
-def model_arguments(fields: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-  """Return the keyword arguments of `kl_flax.make_classifier` (JSON-able) for a resolved config."""
+def model_arguments(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the keyword arguments of `kl_flax.make_classifier` (JSON-able) for a resolved config.
+
+  Its dtype must be resolved too.
+  """
   spec = get_task(fields['task'])
   options = dict(fields['attention'])
   if 'attention_dropout_rate' in get_row(fields['model_type']).options:
@@ -169,7 +176,7 @@ def model_arguments(fields: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     'vocab_size': spec.tokenizer.vocab_size,
     'pooling': fields['pooling_mode'],
     'attention': options,
-    'dtype': dtype,
+    'dtype': fields['dtype'],
     **{name: fields[name] for name in ENCODER_FIELDS},
   }
 
@@ -196,11 +203,6 @@ def data_options(task: str, values: Mapping[str, Any]) -> Any:
     if name not in known:
       raise ValueError(unknown_name(f'data option of {task}', name, known))
   return get_task(task).data_options(**values)
-
-
-def is_benchmark_data(task: str, values: Mapping[str, Any]) -> bool:
-  """Return whether results on this data may stand beside published ones (any seed may)."""
-  return {**values, 'seed': 0} == {**_data_defaults(task), 'seed': 0}
 
 
 def config_id(fields: Mapping[str, Any]) -> str:
@@ -238,11 +240,6 @@ def _attention_options(model_type: str, given: Mapping[str, Any]) -> dict[str, A
   return known | dict(given)
 
 
-def _model_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-  """Return LRA's `model_kwargs` as options of the mechanism."""
-  return dict(kwargs)
-
-
 def _agree(name: str, first: Any, second: Any) -> Any:
   if first is not None and second is not None and first != second:
     raise ValueError(f'{name} is given twice, as {first!r} and as {second!r}')
@@ -255,8 +252,10 @@ def _check_values(fields: Mapping[str, Any]) -> None:
   for name in POSITIVE:
     if not isinstance(fields[name], int) or fields[name] < 1:
       raise ValueError(f'{name} must be an integer of at least 1, got {fields[name]!r}')
-  if fields['num_eval_steps'] == 0:
-    raise ValueError('num_eval_steps must not be 0: -1 evaluates the whole validation split')
+  if fields['num_eval_steps'] < -1 or fields['num_eval_steps'] == 0:
+    raise ValueError(
+      f'num_eval_steps must be at least 1, or -1 for all, got {fields["num_eval_steps"]}'
+    )
   for name in ('dropout_rate', 'attention_dropout_rate'):
     if not 0 <= fields[name] < 1:
       raise ValueError(f'{name} must lie in [0, 1), got {fields[name]!r}')

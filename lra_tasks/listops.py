@@ -25,6 +25,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import logging
 import os
 import pathlib
 import re
@@ -35,11 +36,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from tensorflow_datasets.core import shuffle as tfds_shuffle
 from tensorflow_datasets.core.utils import tqdm_utils
 
 from kl_flax.tokenizers import SymbolTokenizer
+from lra_tasks import console
+
+logger = logging.getLogger(__name__)
 
 _DIGITS = tuple('0123456789')
 _OPERATORS = ('[MIN', '[MAX', '[MED', '[SM')
@@ -784,14 +787,14 @@ def make_builder(
     raise FileNotFoundError(f'{directory} lacks {names}: {way_out}')
   if missing:
     if task_name != 'basic':
-      logging.warning(
+      logger.warning(
         'ListOps: no %s_{train,val,test}.tsv in %s: generated data is used', task_name, data_dir
       )
     config = ListOpsConfig(data=data)
   else:
     digest = _digest_files(paths.values())
     config = ListOpsConfig(directory=directory, task_name=task_name, digest=digest)
-    logging.info('ListOps: using the files %s_*.tsv in %s', task_name, directory)
+    logger.info('ListOps: using the files %s_*.tsv in %s', task_name, directory)
   return ListOps(data_dir=data_dir, config=config)
 
 
@@ -807,10 +810,10 @@ def prepare(builder: ListOps) -> None:
     ValueError: if one of LRA's files is damaged.
   """
   if _is_prepared(builder):
-    logging.info('ListOps: already prepared in %s', builder.data_path)
+    logger.info('ListOps: already prepared in %s', builder.data_path)
     return
   start = time.monotonic()
-  logging.info('ListOps: preparing %s', builder.data_path)
+  logger.info('ListOps: preparing %s', builder.data_path)
   # TFDS writes a split of more than 1000 MiB through temporary files, for which it needs
   # TensorFlow; a split is in memory anyway. Its own progress bars are replaced by one of ours.
   # TODO: leave the limit alone once TFDS' shuffler works without TensorFlow.
@@ -820,7 +823,7 @@ def prepare(builder: ListOps) -> None:
       builder.download_and_prepare()
   except (OSError, RuntimeError) as error:
     if _is_prepared(builder):
-      logging.info('ListOps: another process has prepared %s', builder.data_path)
+      logger.info('ListOps: another process has prepared %s', builder.data_path)
       return
     # The writer of array_record reports the system's errors as RuntimeError.
     if not isinstance(error, OSError) and not re.search('No space|quota|too large', str(error)):
@@ -830,7 +833,16 @@ def prepare(builder: ListOps) -> None:
       'default data takes 65 MB), see to the permissions, or choose another data_dir'
     ) from error
   seconds = time.monotonic() - start
-  logging.info('ListOps: prepared %s in %.1f s', builder.data_path, seconds)
+  logger.info('ListOps: prepared %s in %.1f s', builder.data_path, seconds)
+
+
+def is_benchmark(builder: ListOps) -> bool:
+  """Return whether the data has LRA's size and lengths, whatever the seed or the files."""
+  default, data = ListOpsData(), builder.builder_config.data
+  if data is not None:
+    return dataclasses.replace(data, seed=default.seed) == default
+  sizes = [builder.info.splits[name].num_examples for name in ('train', 'validation', 'test')]
+  return sizes == [default.num_train, default.num_valid, default.num_test]
 
 
 def _is_prepared(builder: ListOps) -> bool:
@@ -870,12 +882,10 @@ def _show_progress(
   """Yield a function to call with each number of examples done."""
   if not shown:
     yield lambda num: None
-  elif sys.stderr.isatty():
-    import rich.console  # Only here: neither generating nor training needs it.
-    import rich.progress
+  elif console.CONSOLE.is_terminal:
+    import rich.progress  # Only here: neither generating nor training needs it.
 
-    console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(console=console, transient=True) as bar:
+    with rich.progress.Progress(console=console.CONSOLE, transient=True) as bar:
       task = bar.add_task(title, total=total)
       yield lambda num: bar.advance(task, num)
   else:
@@ -891,6 +901,6 @@ def _make_logger(title: str, total: int | None) -> Callable[[int], None]:
     done += num
     if time.monotonic() - logged >= _SECONDS_PER_LOG:
       logged = time.monotonic()
-      logging.info('%s: %d%s', title, done, f' of {total}' if total else '')
+      logger.info('%s: %d%s', title, done, f' of {total}' if total else '')
 
   return advance

@@ -53,7 +53,7 @@ class Loop:
   log: RunLog
   preemption: parallel.Preemption
 
-  def run(self, step: int, state: Any, data: Any) -> tuple[int, Any]:
+  def run(self, step: int, state: Any, data: Any) -> tuple[int, Any, bool]:
     """Train until the end or until asked to stop.
 
     Args:
@@ -62,7 +62,7 @@ class Loop:
       data: iterator over the batches of this process; its place is saved too.
 
     Returns:
-      The step reached and its state.
+      The step reached, its state, and whether that is the end (False: asked to stop).
 
     Raises:
       NonFiniteLossError: when a loss is not finite; no checkpoint holds that state.
@@ -70,16 +70,18 @@ class Loop:
     total = self.fields['num_train_steps']
     pending: collections.deque[tuple[int, Any]] = collections.deque()
     saved, clock = step, None
+    # An evaluation takes the sums since the last one: there are none right after it.
+    evaluated = step if parallel.to_host(state.sums['weight']) == 0 else 0
     with Progress(total, start=step, show=parallel.is_primary()) as progress:
       while True:
-        if _is_due(step, self.fields['eval_frequency'], total) and self.log.last_step < step:
+        if _is_due(step, self.fields['eval_frequency'], total) and evaluated < step:
           _settle(pending, 0)
           metrics = self._report(step, state, clock)
           if metrics is not None:
             zeros = jax.tree.map(np.zeros_like, parallel.to_host(state.sums))
             state = state.replace(sums=parallel.replicate(zeros))
             self._save(step, state, data, metrics)
-            saved = step
+            saved = evaluated = step
           clock = step, time.monotonic()
         elif _is_due(step, self.fields['checkpoint_freq'], total) and saved < step:
           _settle(pending, 0)
@@ -102,7 +104,7 @@ class Loop:
       if saved < step:
         self._save(step, state, data)
       self.checkpoints.wait()
-    return step, state
+    return step, state, evaluated == total
 
   def _save(
     self, step: int, state: Any, data: Any, metrics: dict[str, float] | None = None

@@ -29,7 +29,7 @@ def start() -> None:
   if jax.distributed.is_initialized():
     return
   address = os.environ.get('JAX_COORDINATOR_ADDRESS')
-  sizes = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
+  sizes = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')  # Of the step: what srun started.
   managed = any(int(os.environ.get(name, '1')) > 1 for name in sizes)
   pod = ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
   if address:
@@ -43,6 +43,8 @@ def start() -> None:
     jax.distributed.initialize(heartbeat_timeout_seconds=30)
   if jax.process_count() > 1:
     logger.info('Process %d of %d.', jax.process_index(), jax.process_count())
+    if not is_primary():  # One voice is enough.
+      logging.getLogger('lra_tasks').setLevel(logging.WARNING)
 
 
 def enable_compilation_cache() -> None:
@@ -57,13 +59,21 @@ def enable_compilation_cache() -> None:
 
 def abandon(error: Exception) -> NoReturn:
   """Leave a run of several processes after a failure, without waiting for the others."""
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    logger.error('A collective operation failed, most likely because another process stopped.')
   logger.error(
-    'A collective operation failed, most likely because another process stopped: %s. This process '
-    'stops too; start all of them again with the same command to go on.',
-    str(error).splitlines()[0],
-  )
+    'Process %d stops, and so will the others: %s. Start all of them again with the same command '
+    'to go on.', jax.process_index(), error,
+  )  # fmt: skip
   logging.shutdown()
   os._exit(1)  # A regular exit would wait for the lost process at a barrier.
+
+
+def all_agree(ok: bool) -> bool:
+  """Return whether `ok` is true in every process; all of them must ask."""
+  if jax.process_count() == 1:
+    return ok
+  return bool(np.all(multihost_utils.process_allgather(np.array(ok))))
 
 
 def is_primary() -> bool:
@@ -133,16 +143,30 @@ class Preemption:
 
   def __init__(self) -> None:
     self.signal: int | None = None
+    self._before: dict[int, Any] = {}
+
+  def __enter__(self) -> Preemption:
+    """Listen, until the end of the block."""
     if threading.current_thread() is threading.main_thread():
-      signal.signal(signal.SIGINT, self._note)
-      if jax.process_count() == 1:  # Otherwise the runtime listens.
-        signal.signal(signal.SIGTERM, self._note)
+      numbers = [signal.SIGINT]
+      if jax.process_count() == 1:  # Otherwise JAX's runtime listens to SIGTERM.
+        numbers.append(signal.SIGTERM)
+      self._before = {number: signal.signal(number, self._note) for number in numbers}
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    """Give the signals back."""
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
 
   def _note(self, number: int, frame: Any) -> None:
     del frame
     if self.signal == signal.SIGINT == number:
       raise KeyboardInterrupt
     self.signal = number
+    logger.warning('Saving and stopping; Ctrl-C again stops at once.')
+    if jax.process_count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)  # The runtime tells the other processes.
 
   def requested(self, step: int) -> bool:
     """Return whether to stop before taking step `step`; asked once per step by every process."""

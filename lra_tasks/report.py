@@ -239,10 +239,20 @@ def _walk(top: Path) -> Iterator[tuple[Path, set[str]]]:
     yield Path(folder), set(names)
 
 
+def _stopped_early(folder: Path) -> bool:
+  """Return whether results.json is of a run that has not taken all its steps (--test_only)."""
+  try:
+    steps = _read_json(folder / 'results.json').get('steps')
+  except ReportError:
+    return False  # Loading it will say what is wrong.
+  planned = _planned_steps(folder / 'config.json') if (folder / 'config.json').exists() else None
+  return planned is not None and isinstance(steps, int) and steps < planned
+
+
 def _scan(top: Path) -> tuple[list[Path], list[Unfinished]]:
   finished, unfinished = [], []
   for folder, names in _walk(top):
-    if 'results.json' in names:
+    if 'results.json' in names and not _stopped_early(folder):
       finished.append(folder / 'results.json')
     elif names & {'metrics.jsonl', 'config.json'}:
       unfinished.append(

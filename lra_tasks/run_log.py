@@ -65,15 +65,10 @@ class RunLog:
     self._origin = started - before
     self._summary = None
     if write:
-      text = ''.join(json.dumps(record) + '\n' for record in self.records)
-      with open(self._path, 'w') as file:
-        file.write(text)
+      with open(f'{self._path}.tmp', 'w') as file:
+        file.writelines(json.dumps(record) + '\n' for record in self.records)
+      os.replace(f'{self._path}.tmp', self._path)
       self._summary = tensorboardX.SummaryWriter(os.path.join(directory, 'summary'))
-
-  @property
-  def last_step(self) -> int:
-    """Step of the newest record; 0 if there is none."""
-    return self.records[-1]['step'] if self.records else 0
 
   def add(self, record: dict[str, Any]) -> None:
     """Append a record, which has a 'step'; the wall time of the run in seconds is added."""

@@ -31,6 +31,8 @@ _PACKAGES = (
 )  # fmt: skip
 # What must be the same for a run to be continued.
 _IDENTITY = ('config', 'dataset', 'model')
+# ... but for fields that do not touch the parameters.
+_FREE = ('eval_samples', 'save_checkpoints', 'restore_checkpoints', 'checkpoint_freq')
 # Two newest checkpoints, the best one, and the one being written.
 _CHECKPOINTS_ON_DISK = 4
 
@@ -53,7 +55,7 @@ def describe(
     'config_id': configuration.config_id(fields),
     'task': spec.name,
     'dataset': builder.info.full_name,
-    'comparable': configuration.is_benchmark_data(spec.name, fields['data']),
+    'comparable': spec.is_benchmark(builder),
     'model': dict(model),
     'tokenizer': spec.tokenizer.to_dict(),
     'parameters': parameters,
@@ -65,38 +67,65 @@ def describe(
   }
 
 
-def open_run(model_dir: str, description: Mapping[str, Any], state: Any, *, resume: bool) -> None:
+def stored_dtype(model_dir: str) -> str | None:
+  """Return the dtype of the run that lies there, if one does."""
+  description = read_json(os.path.join(model_dir, 'config.json'))
+  return description and description['model']['dtype']
+
+
+def open_run(
+  model_dir: str, description: Mapping[str, Any], state: Any, *, resume: bool, write: bool = True
+) -> None:
   """Make sure that the directory can hold this run, and write config.json.
+
+  The first process decides for all.
 
   Args:
     model_dir: created if it is missing.
     description: from `describe`.
     state: the train state, for its size.
     resume: whether a run that lies there may be continued.
+    write: False where the run is only to be read.
 
   Raises:
     ValueError: if it holds another run, or any run where `resume` is False.
     OSError: if it cannot be written, or the disk has no room for the checkpoints.
   """
-  path = os.path.join(model_dir, 'config.json')
-  existing = read_json(path)
-  if existing is not None and not resume:
+  problem = None
+  if parallel.is_primary():
+    try:
+      _check_identity(model_dir, description, resume)
+      if write:
+        _check_writable(model_dir, state)
+        write_json(os.path.join(model_dir, 'config.json'), description)
+    except (ValueError, OSError) as error:
+      problem = error
+  if not parallel.all_agree(problem is None):
+    raise problem or ValueError(f'--model_dir={model_dir} cannot be used; process 0 says why')
+
+
+def _check_identity(model_dir: str, description: Mapping[str, Any], resume: bool) -> None:
+  existing = read_json(os.path.join(model_dir, 'config.json'))
+  if existing is None:
+    return
+  if not resume:
     raise ValueError(
       f'{model_dir} holds a run and restore_checkpoints is False: name another --model_dir'
     )
-  if existing is not None:
-    wanted = json.loads(json.dumps(description))
-    lines = configuration.difference(
-      {k: existing.get(k) for k in _IDENTITY}, {k: wanted[k] for k in _IDENTITY}
+  lines = configuration.difference(_identity(existing), _identity(description))
+  if lines:
+    raise ValueError(
+      f'{model_dir} holds another run; name another --model_dir, or restore these settings:\n  '
+      + '\n  '.join(lines)
     )
-    if lines:
-      raise ValueError(
-        f'{model_dir} holds another run; name another --model_dir, or restore these settings:\n  '
-        + '\n  '.join(lines)
-      )
-  _check_writable(model_dir, state)
-  if existing is None and parallel.is_primary():
-    write_json(path, description)
+
+
+def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
+  """Return what two runs must share to be one, as plain JSON."""
+  identity = json.loads(json.dumps({name: description[name] for name in _IDENTITY}))
+  for name in _FREE:
+    identity['config'].pop(name, None)
+  return identity
 
 
 def _check_writable(model_dir: str, state: Any) -> None:

@@ -26,6 +26,7 @@ class TaskSpec:
     data_options: frozen dataclass of what determines the data; its defaults are the benchmark's.
     make_builder: (options, data_dir=, source=, task_name=) -> TFDS builder, not yet prepared.
     prepare: prepares a builder unless it is prepared; splits train, validation, test.
+    is_benchmark: builder -> whether results on it may stand beside published ones.
     task_name: LRA's default of the flag --task_name.
     base_model: sizes of LRA's base Transformer, which the 10 % rule measures against.
   """
@@ -36,6 +37,7 @@ class TaskSpec:
   data_options: type
   make_builder: Callable[..., Any]
   prepare: Callable[[Any], None]
+  is_benchmark: Callable[[Any], bool]
   task_name: str
   base_model: Mapping[str, Any]
 
@@ -50,6 +52,7 @@ TASKS: dict[str, TaskSpec] = {
       data_options=listops.ListOpsData,
       make_builder=listops.make_builder,
       prepare=listops.prepare,
+      is_benchmark=listops.is_benchmark,
       task_name='basic',
       base_model={
         'emb_dim': 512,

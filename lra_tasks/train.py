@@ -73,6 +73,8 @@ def train(
     NonFiniteLossError: when the loss is no longer finite; the last good checkpoint stays.
   """
   started = time.monotonic()
+  if test_only and not os.path.exists(os.path.join(model_dir, 'config.json')):
+    raise ValueError(f'--test_only: {model_dir} holds no checkpoint to evaluate')
   parallel.start()
   parallel.check_batch_size(fields['batch_size'])
 
@@ -98,82 +100,93 @@ def train(
   )
 
   # From here on a signal asks to save and stop; before, there is nothing to save.
-  preemption = parallel.Preemption()
+  with parallel.Preemption() as preemption:
+    # Model, optimiser, state: a function of the config alone.
+    if fields['dtype'] == 'auto':  # A run goes on as it began, on any device.
+      dtype = rundir.stored_dtype(model_dir) or parallel.default_dtype()
+      fields = fields | {'dtype': dtype}
+    arguments = configuration.model_arguments(fields)
+    model = make_classifier(**arguments)
+    schedule = make_schedule(**{name: fields[name] for name in configuration.SCHEDULE_FIELDS})
+    optimizer = make_optimizer(
+      schedule, weight_decay=fields['weight_decay'], grad_clip_norm=fields['grad_clip_norm']
+    )
+    init = functools.partial(steps.init_state, model, optimizer, seed=fields['random_seed'])
+    state = jax.jit(init)()
 
-  # Model, optimiser, state: a function of the config alone.
-  dtype = parallel.default_dtype() if fields['dtype'] == 'auto' else fields['dtype']
-  arguments = configuration.model_arguments(fields, dtype)
-  model = make_classifier(**arguments)
-  schedule = make_schedule(**{name: fields[name] for name in configuration.SCHEDULE_FIELDS})
-  optimizer = make_optimizer(
-    schedule, weight_decay=fields['weight_decay'], grad_clip_norm=fields['grad_clip_norm']
-  )
-  init = functools.partial(steps.init_state, model, optimizer, seed=fields['random_seed'])
-  state = jax.jit(init)()
+    # The run's directory, and what lies there.
+    description = rundir.describe(fields, arguments, spec, builder)
+    rundir.open_run(
+      model_dir,
+      description,
+      state,
+      resume=fields['restore_checkpoints'] or test_only,
+      write=not test_only,
+    )
+    checkpoints = Checkpoints(os.path.join(model_dir, 'checkpoints'))
+    restored = checkpoints.restore_newest(state, data)
+    if restored is None and test_only:
+      raise ValueError(f'--test_only: {model_dir} holds no checkpoint to evaluate')
+    step, state = restored or (0, state)
+    if step:
+      logger.info('Continuing at step %d of %d.', step, fields['num_train_steps'])
+    results_path = os.path.join(model_dir, 'results.json')
+    if step == fields['num_train_steps'] and os.path.exists(results_path) and not test_only:
+      logger.info('This run is finished; its results are in %s.', results_path)
+      return 0
+    log = RunLog(model_dir, step, started, write=parallel.is_primary() and not test_only)
+    state = parallel.replicate(state)
 
-  # The run's directory, and what lies there.
-  description = rundir.describe(fields, arguments, spec, builder)
-  rundir.open_run(model_dir, description, state, resume=fields['restore_checkpoints'])
-  checkpoints = Checkpoints(os.path.join(model_dir, 'checkpoints'))
-  restored = checkpoints.restore_newest(state, data)
-  if restored is None and test_only:
-    raise ValueError(f'--test_only: {model_dir} holds no checkpoint to evaluate')
-  step, state = restored or (0, state)
-  if step:
-    logger.info('Continuing at step %d of %d.', step, fields['num_train_steps'])
-  results_path = os.path.join(model_dir, 'results.json')
-  if step == fields['num_train_steps'] and os.path.exists(results_path) and not test_only:
-    logger.info('This run is finished; its results are in %s.', results_path)
-    return 0
-  log = RunLog(model_dir, step, started, write=parallel.is_primary())
-  state = parallel.replicate(state)
+    # Training.
+    train_step = parallel.over_devices(
+      functools.partial(
+        steps.train_step, model=model, optimizer=optimizer, resample_every=fields['resample_every']
+      ),
+      donate_state=True,
+    )
+    eval_step = lambda samples: parallel.over_devices(
+      functools.partial(steps.eval_step, model=model, num_samples=samples)
+    )
+    validation_step = eval_step(1)
+    loop = Loop(
+      fields=fields,
+      train_step=train_step,
+      validate=lambda state: evaluate(
+        validation_step, state, read('validation', fields['num_eval_steps']), preemption.pending
+      ),
+      schedule=schedule,
+      checkpoints=checkpoints,
+      log=log,
+      preemption=preemption,
+    )
+    if not test_only:
+      step, state, finished = loop.run(step, state, data)
+      if not finished:
+        logger.info('Stopped at step %d; the same command goes on from there.', step)
+        return preemption.exit_code
 
-  # Training.
-  train_step = parallel.over_devices(
-    functools.partial(
-      steps.train_step, model=model, optimizer=optimizer, resample_every=fields['resample_every']
-    ),
-    donate_state=True,
-  )
-  eval_step = lambda samples: parallel.over_devices(
-    functools.partial(steps.eval_step, model=model, num_samples=samples)
-  )
-  validation_step = eval_step(1)
-  loop = Loop(
-    fields=fields,
-    train_step=train_step,
-    validate=lambda state: evaluate(
-      validation_step, state, read('validation', fields['num_eval_steps']), preemption.pending
-    ),
-    schedule=schedule,
-    checkpoints=checkpoints,
-    log=log,
-    preemption=preemption,
-  )
-  if not test_only:
-    step, state = loop.run(step, state, data)
-    if log.last_step < fields['num_train_steps']:
-      logger.info('Stopped at step %d; the same command goes on from there.', step)
+    # The test split is read here, once, with the parameters that were best on validation.
+    best = checkpoints.best_step()
+    if best is not None:
+      state = parallel.replicate(checkpoints.restore(best, parallel.to_host(state)))
+    samples = fields['eval_samples'] if get_row(fields['model_type']).stochastic else 1
+    step_fn = validation_step if samples == 1 else eval_step(samples)
+    sums = evaluate(step_fn, state, read('test'), preemption.pending)
+    if sums is None:
+      logger.info('Stopped before the test; the same command goes on from there.')
       return preemption.exit_code
-
-  # The test split is read here, once, with the parameters that were best on validation.
-  best = checkpoints.best_step()
-  if best is not None:
-    state = parallel.replicate(checkpoints.restore(best, parallel.to_host(state)))
-  samples = fields['eval_samples'] if get_row(fields['model_type']).stochastic else 1
-  sums = evaluate(eval_step(samples), state, read('test'))
-  results = rundir.results(
-    description, sums, log.records, split='test', steps=step, best_step=best, eval_samples=samples
-  )
-  if parallel.is_primary():
-    write_json(results_path, results)
-  logger.info(
-    'Test accuracy %.2f %% on %d examples (%.2f %% by always answering the commonest class): %s',
-    100 * results['accuracy'], results['examples'], 100 * results['majority_class'], results_path,
-  )  # fmt: skip
-  checkpoints.close()
-  log.close()
-  return 0
+    results = rundir.results(
+      description, sums, log.records, split='test', steps=step, best_step=best, eval_samples=samples
+    )
+    if parallel.is_primary():
+      write_json(results_path, results)
+    logger.info(
+      'Test accuracy %.2f %% on %d examples (%.2f %% by always answering the commonest class): %s',
+      100 * results['accuracy'], results['examples'], 100 * results['majority_class'], results_path,
+    )  # fmt: skip
+    checkpoints.close()
+    log.close()
+    return 0
 
 
 def main(argv: list[str]) -> int:
@@ -194,14 +207,14 @@ def main(argv: list[str]) -> int:
       task_name=_TASK_NAME.value,
       test_only=_TEST_ONLY.value,
     )
-  except (ValueError, OSError, NonFiniteLossError) as error:
-    logger.debug('Details:', exc_info=True)
-    print(f'error: {error}', file=sys.stderr)
-    return 1
-  except jax.errors.JaxRuntimeError as error:
-    if jax.process_count() == 1:
+  except Exception as error:
+    if jax.process_count() > 1:
+      parallel.abandon(error)
+    expected = isinstance(error, (ValueError, OSError, NonFiniteLossError))
+    if not expected or flags.FLAGS.verbosity > 0:
       raise
-    parallel.abandon(error)
+    print(f'error: {error} (--verbosity=1 shows where)', file=sys.stderr)
+    return 1
 
 
 if __name__ == '__main__':

@@ -59,15 +59,25 @@ def softmax_weights(
 
 def _attend(query, key, value, mask):
   """Pick cuDNN's fused kernel where it exists, in 16 bits; XLA's products elsewhere."""
-  if query.dtype in (jnp.bfloat16, jnp.float16) and _has_cudnn():
+  narrow = query.dtype in (jnp.bfloat16, jnp.float16)
+  if narrow and _fused_width(query, value) <= _largest_fused_width():
     return _fused(query, key, value, mask)
   weights = softmax_weights(query, key, mask).astype(value.dtype)
   return jnp.einsum('bhls,bshe->blhe', weights, value)
 
 
-def _has_cudnn() -> bool:
+def _largest_fused_width() -> int:
+  """Return the largest head size of cuDNN's kernel on this device; 0 where there is none."""
   device = jax.local_devices()[0]
-  return device.platform == 'gpu' and 'cuda' in device.client.platform_version.lower()
+  if device.platform != 'gpu' or 'cuda' not in device.client.platform_version.lower():
+    return 0
+  capability = float(device.compute_capability)
+  return 0 if capability < 8 else 256 if capability >= 9 else 128
+
+
+def _fused_width(query, value) -> int:
+  """Return the head size with the coordinate of the mask, in eights."""
+  return -(-max(query.shape[3] + 1, value.shape[3]) // 8) * 8
 
 
 def _fused(query, key, value, mask):
@@ -78,7 +88,7 @@ def _fused(query, key, value, mask):
   length, head_dim, value_dim = query.shape[1], query.shape[3], value.shape[3]
   if mask is None:
     mask = jnp.ones((1, 1, 1, key.shape[1]), bool)
-  width = -(-max(head_dim + 1, value_dim) // 8) * 8
+  width = _fused_width(query, value)
   query, key, value = (_pad(x, width) for x in (query, key, value))
   # exp(−30,000 / D^(1/2)) is 0, and −30,000 is finite, in both 16-bit types.
   penalty = jnp.where(mask[:, 0, 0, :, None], 0, -30_000).astype(key.dtype)

@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, how)
   assert state['step'] == 1
   assert next(data) == 0
   assert 'Checkpoint 2' in caplog.text
-  assert 'damaged' in caplog.text
+  assert 'is left out' in caplog.text
   save(tmp_path, [(2, 0.4)])  # Its place is free again.
   assert steps_in(tmp_path) == [1, 2]
 
@@ -96,8 +96,21 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, how)
 def test_silently_altered_values_are_found(tmp_path, monkeypatch):
   save(tmp_path, [(1, 0.2)])
   monkeypatch.setattr('lra_tasks.checkpoint.checksum', lambda state: 0)
-  with pytest.raises(ValueError, match='every checkpoint in .* is damaged'):
+  with pytest.raises(ValueError, match='no checkpoint in .* can be read'):
     Checkpoints(tmp_path).restore_newest(make_state(0), make_data())
+
+
+def test_errors_that_are_no_damage_remove_nothing(tmp_path, monkeypatch):
+  save(tmp_path, [(1, 0.2), (2, 0.3)])
+  checkpoints = Checkpoints(tmp_path)
+
+  def fail(step, like):
+    raise OSError('the disk is away')
+
+  monkeypatch.setattr(checkpoints, '_read', fail)
+  with pytest.raises(ValueError, match='no checkpoint in'):
+    checkpoints.restore_newest(make_state(0), make_data())
+  assert steps_in(tmp_path) == [1, 2]
 
 
 def test_an_unfinished_checkpoint_is_not_seen(tmp_path):

@@ -11,13 +11,20 @@ STATE = {'w': np.zeros(2**18, np.float32)}  # 1 MiB
 
 
 def description(**config):
-  return {'config': {'batch_size': 32, 'warmup': 10, **config}, 'dataset': 'd', 'model': {}, 'x': 1}
+  return {'config': {'warmup': 10, **config}, 'dataset': 'd', 'model': {'dtype': 'f'}, 'x': 1}
 
 
 def test_a_run_can_be_continued(tmp_path):
   rundir.open_run(str(tmp_path / 'a/b'), description(), STATE, resume=True)
   rundir.open_run(str(tmp_path / 'a/b'), {**description(), 'x': 2}, STATE, resume=True)
-  assert read_json(str(tmp_path / 'a/b/config.json')) == description()
+  assert read_json(str(tmp_path / 'a/b/config.json')) == {**description(), 'x': 2}
+  assert rundir.stored_dtype(str(tmp_path / 'a/b')) == 'f'
+  assert rundir.stored_dtype(str(tmp_path)) is None
+
+
+def test_fields_that_do_not_touch_parameters_may_change(tmp_path):
+  rundir.open_run(str(tmp_path), description(eval_samples=1), STATE, resume=True)
+  rundir.open_run(str(tmp_path), description(eval_samples=100), STATE, resume=True)
 
 
 def test_another_run_is_refused_and_the_difference_shown(tmp_path):

@@ -110,7 +110,7 @@ def test_damaged_newest_checkpoint(shared, reference, tmp_path):
       path.write_bytes(path.read_bytes()[:-20])
   output = finish(start(shared, run))
   assert 'Checkpoint 40' in output
-  assert 'is damaged' in output
+  assert 'is left out' in output
   assert 'Continuing at step 30' in output
   assert_same_run(run, reference)
 
