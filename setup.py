@@ -32,6 +32,7 @@ TEST = [
   'pytest-xdist>=3.5',  # Two workers halve the time.
   'ruff>=0.12',
 ]
+# For the notebooks to come.
 NOTEBOOKS = ['ipykernel>=6.0', 'jupytext>=1.16', 'matplotlib>=3.8', 'nbmake>=1.5']
 
 setuptools.setup(

@@ -10,6 +10,7 @@ import resource
 
 import numpy as np
 import pytest
+import rich.console
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -589,8 +590,8 @@ def test_console_stays_clean(tmp_path, capsys):
 
 def test_terminals_see_a_progress_bar(tmp_path, monkeypatch):
   terminal = io.StringIO()
-  terminal.isatty = lambda: True
-  monkeypatch.setattr('sys.stderr', terminal)
+  shown = rich.console.Console(file=terminal, force_terminal=True)
+  monkeypatch.setattr('lra_tasks.console.CONSOLE', shown)
   listops.prepare(listops.make_builder(SMALL, data_dir=str(tmp_path)))
   assert 'generating ListOps' in terminal.getvalue()
   assert 'writing ListOps validation' in terminal.getvalue()
@@ -599,7 +600,7 @@ def test_terminals_see_a_progress_bar(tmp_path, monkeypatch):
 def test_logs_of_progress(monkeypatch):
   lines = []
   monkeypatch.setattr(listops, '_SECONDS_PER_LOG', 0)
-  monkeypatch.setattr(listops.logging, 'info', lambda text, *args: lines.append(text % args))
+  monkeypatch.setattr(listops.logger, 'info', lambda text, *args: lines.append(text % args))
   listops.generate(SMALL, 2000, progress=True)
   assert lines[-1] == 'generating ListOps: 2000 of 2000'
 
