@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-import flax.jax_utils
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -120,7 +119,9 @@ def over_devices(step: Callable[..., Any], *, donate_state: bool = False) -> Cal
 
 def replicate(tree: Any) -> Any:
   """Put a copy on every local device."""
-  return flax.jax_utils.replicate(tree, jax.local_devices())
+  copies = jax.tree.map(lambda x: np.stack([np.asarray(x)] * jax.local_device_count()), tree)
+  # Through pmap: arrays placed otherwise would compile every step a second time.
+  return jax.pmap(lambda tree: tree, axis_name=AXIS)(copies)
 
 
 def to_host(tree: Any) -> Any:

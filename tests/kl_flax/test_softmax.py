@@ -110,17 +110,14 @@ def fused_on_cpu(monkeypatch):
     return original(query, key, value, scale=scale, implementation='xla')
 
   monkeypatch.setattr(jax.nn, 'dot_product_attention', dot_product_attention)
-  return softmax._fused
 
 
 @pytest.mark.usefixtures('fused_on_cpu')
 @pytest.mark.parametrize(
-  ('lengths', 'head_dim', 'masked'),
-  [((5, 7), 5, True), ((1, 9), 8, False)],
+  ('lengths', 'sizes', 'masked'), [((5, 7), (5, 3), True), ((1, 9), (8, 17), False)]
 )
-def test_fused_equals_the_plain_product(lengths, head_dim, masked):
-  inputs, mask = make_inputs(lq=lengths[0], lk=lengths[1], d=head_dim, e=head_dim)
-
+def test_fused_equals_the_plain_product(lengths, sizes, masked):
+  inputs, mask = make_inputs(lq=lengths[0], lk=lengths[1], d=sizes[0], e=sizes[1])
   mask = jnp.asarray(mask)[:, None, None, :] if masked else None
 
   def naive(query, key, value):

@@ -154,3 +154,25 @@ def test_batch_size_must_be_a_multiple_of_the_devices():
   parallel.check_batch_size(4)
   with pytest.raises(ValueError, match=r'batch_size=7 must be .* devices \(2\); take 6 or 8'):
     parallel.check_batch_size(7)
+
+
+def test_a_step_is_compiled_once():
+  """Whether the state comes from the host, from the last step, or in parts from both."""
+  model, optimizer, state = make('transformer')
+  traces = []
+
+  def step(state, batch):
+    traces.append(1)
+    options = {'model': model, 'optimizer': optimizer, 'resample_every': 100}
+    return steps.train_step(state, batch, **options)
+
+  train = parallel.over_devices(step, donate_state=True)
+  batch = parallel.split(make_batch())
+  state = parallel.replicate(state)
+  for _ in range(2):
+    state, _ = train(state, batch)
+  zeros = jax.tree.map(np.zeros_like, parallel.to_host(state.sums))
+  state, _ = train(state.replace(sums=parallel.replicate(zeros)), batch)
+  state, _ = train(state, batch)
+  assert len(traces) == 1
+  assert parallel.to_host(state.step) == 4
