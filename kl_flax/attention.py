@@ -302,5 +302,6 @@ class KernelAttention(nn.Module):
       return kernel_attention(query, key, value, omega, key_mask=key_mask, **options)
     sums = attention_sums(query, key, value, omega, key_mask=key_mask, **options)
     # Whoever trains should see how often the estimate of a positive quantity is none.
-    self.sow('diagnostics', 'nonpositive_denominators', jnp.mean(sums[1] <= 0))
+    if not self.is_initializing():
+      self.sow('diagnostics', 'nonpositive_denominators', jnp.mean(sums[1] <= 0))
     return divide(*sums).astype(query.dtype)

@@ -74,7 +74,7 @@ def positive_features(
     omega: frequencies.
 
   Returns:
-    float32 features, all positive; they overflow once Ωx − |x|² exceeds 88.
+    float32 features, none negative; they overflow once Ωx − |x|² exceeds 88 and vanish below −103.
 
   >>> import jax.numpy as jnp
   >>> positive_features(jnp.zeros((1, 2, 1, 3)), jnp.ones((1, 4, 3)))[0, 0, 0].tolist()

@@ -1,6 +1,7 @@
 """Runs on several devices and in several processes."""
 
 import json
+import signal
 import socket
 
 import numpy as np
@@ -46,6 +47,12 @@ def start_two(shared, model_dir, devices=1):
 
 
 def test_two_processes_equal_one_with_two_devices(shared, reference_of_two, tmp_path):
+  """Also when one of them is preempted on the way: both stop, and both go on."""
+  processes = start_two(shared, tmp_path)
+  wait_for(processes[1], (tmp_path / 'metrics.jsonl').exists)
+  processes[1].send_signal(signal.SIGTERM)
+  for process in processes:
+    finish(process)
   outputs = [finish(p) for p in start_two(shared, tmp_path)]
   assert 'Process 0 of 2' in outputs[0]
   assert 'Test accuracy' in outputs[0]

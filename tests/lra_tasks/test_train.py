@@ -1,6 +1,7 @@
 """Runs from the outside: what they write, and that nothing which happens to them is lost."""
 
 import json
+import logging
 import shutil
 import signal
 import subprocess
@@ -226,3 +227,35 @@ def test_flags_and_help(shared, tmp_path):
     assert flag in help_text
   output = finish(start(shared, tmp_path, config='listops.py:gmm_prff'), 1)
   assert "did you mean 'gmm_prf'" in output
+
+
+def test_predictor_names_what_it_cannot_read(reference, caplog):
+  predictor = Predictor.restore(str(reference))
+  with pytest.raises(ValueError, match='needs at least one input'):
+    predictor.predict([])
+  with pytest.raises(ValueError, match=r"input 1: unknown symbol '\[SUM' \(symbol 1 of 4\)"):
+    predictor.predict(['[MAX 1 2 ]', '[SUM 1 2 ]'])
+  logging.getLogger('kl_flax').propagate = True
+  one = predictor.predict('[MAX 1 ' + '2 ' * 200 + ']')
+  assert '1 of 1 inputs were cut at max_length=64' in caplog.text
+  assert one.labels.shape == (1,)
+
+
+def test_predictions_do_not_depend_on_their_company(reference):
+  """Lengths fall into two buckets, and the batch is larger than one program takes."""
+  predictor = Predictor.restore(str(reference))
+  inputs = [f'[MAX {"1 " * (n % 50)}{n % 10} ]' for n in range(40)]
+  together = predictor.predict(inputs)
+  alone = np.concatenate([predictor.predict(text).probabilities for text in inputs[::13]])
+  np.testing.assert_allclose(together.probabilities[::13], alone, rtol=1e-4, atol=1e-6)
+  np.testing.assert_array_equal(together.labels, together.probabilities.argmax(axis=1))
+
+
+def test_predictor_needs_a_run_with_a_checkpoint(reference, tmp_path):
+  with pytest.raises(FileNotFoundError, match='holds no trained model'):
+    Predictor.restore(str(tmp_path))
+  shutil.copy(reference / 'config.json', tmp_path)
+  with pytest.raises(FileNotFoundError, match='holds no checkpoint yet'):
+    Predictor.restore(str(tmp_path))
+  with pytest.raises(FileNotFoundError, match='no checkpoint of step 7'):
+    Predictor.restore(str(reference), step=7)
