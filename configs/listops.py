@@ -10,6 +10,7 @@ gmm_rks 18.55, gmm_prf 36.96. Ours: see README.
 """
 
 from lra_tasks.configuration import new_config, parse_argument
+from lra_tasks.tasks import get_task
 
 # Table 7: frequencies per model.
 _NUM_FREQUENCIES = {'gmm_rks': 256, 'gmm_prf': 256}
@@ -43,11 +44,7 @@ def _lra():
     'learning_rate': 0.05,
     'warmup': 1000,
     'weight_decay': 0.1,
-    'num_layers': 4,
-    'emb_dim': 512,
-    'num_heads': 8,
-    'qkv_dim': 512,
-    'mlp_dim': 1024,
+    **get_task('listops').base_model,
   }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import ml_collections
 
 from kl_flax.heads import POOLINGS
-from kl_flax.models import MODELS, get_row, unknown_name
+from kl_flax.models import get_row, unknown_name
 from lra_tasks.tasks import get_task
 
 PRESETS = ('paper', 'lra', 'tuned', 'tiny')
@@ -247,8 +247,7 @@ def _agree(name: str, first: Any, second: Any) -> Any:
 
 
 def _check_values(fields: Mapping[str, Any]) -> None:
-  if fields['model_type'] not in MODELS:
-    raise ValueError(unknown_name('model_type', fields['model_type'], MODELS))
+  get_row(fields['model_type'])
   for name in POSITIVE:
     if not isinstance(fields[name], int) or fields[name] < 1:
       raise ValueError(f'{name} must be an integer of at least 1, got {fields[name]!r}')
