@@ -225,11 +225,15 @@ def _versions() -> dict[str, str]:
 
 
 def _git_revision() -> str | None:
-  """Return the revision of the checkout that the package runs from, if it is one."""
+  """Return the revision of the checkout that the package runs from.
+
+  A copy without history (in a container, say) can be given it as GIT_REVISION.
+  """
   here = os.path.dirname(os.path.abspath(__file__))
   command = ['git', '-C', here, 'describe', '--always', '--dirty', '--abbrev=12']
   try:
     done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    revision = done.stdout.strip()
   except (OSError, subprocess.TimeoutExpired):
-    return None
-  return done.stdout.strip() or None
+    revision = ''
+  return revision or os.environ.get('GIT_REVISION')
