@@ -86,9 +86,12 @@ _PRESETS = {'paper': _paper, 'lra': _lra, 'tuned': _tuned, 'tiny': _tiny}
 
 def get_config(argument='gmm_prf'):
   model, preset = parse_argument(argument, _PRESETS)
-  config = new_config('listops', model, preset, **_PRESETS[preset]())
-  if model in _NUM_FREQUENCIES:
-    config.attention.num_frequencies = 16 if preset == 'tiny' else _NUM_FREQUENCIES[model]
-  if preset == 'tiny':
-    config.data.update(_TINY_DATA)
-  return config
+  num_frequencies = 16 if preset == 'tiny' else _NUM_FREQUENCIES.get(model)
+  return new_config(
+    'listops',
+    model,
+    preset,
+    attention={'num_frequencies': num_frequencies},
+    data=_TINY_DATA if preset == 'tiny' else None,
+    **_PRESETS[preset](),
+  )

@@ -10,7 +10,7 @@ from lra_tasks.configuration import new_config, parse_argument
 
 def get_config(argument='gmm_prf'):
   model, preset = parse_argument(argument, ('quickstart',))
-  config = new_config(
+  return new_config(
     'listops',
     model,
     preset,
@@ -29,10 +29,9 @@ def get_config(argument='gmm_prf'):
     dropout_rate=0.0,
     attention_dropout_rate=0.0,
     weight_decay=0.01,
-  )
-  if 'num_frequencies' in config.attention:
-    config.attention.num_frequencies = 32
-  config.data.update(
-    min_length=8, max_length=64, max_depth=4, num_train=20_000, num_valid=1000, num_test=2000
-  )
-  return config
+    attention={'num_frequencies': 32},
+    data={
+      'min_length': 8, 'max_length': 64, 'max_depth': 4,
+      'num_train': 20_000, 'num_valid': 1000, 'num_test': 2000,
+    },
+  )  # fmt: skip

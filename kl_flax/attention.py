@@ -9,7 +9,6 @@ Shapes: b batch, l queries, s keys, h heads, d head size, e value size, m freque
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
@@ -264,13 +263,14 @@ class KernelAttention(nn.Module):
   sampler draws its noise from the PRNG stream 'spectral', which every `apply` must then be given.
 
   Attributes:
-    make_sampler: returns the module that returns omega; None for features='elu' alone.
+    sampler: module that returns omega [H, M, D] when called with H and D, such as
+      `kl_flax.GaussianMixture`; None for features='elu' alone.
     features: 'positive', 'fourier' or 'elu'.
     smoothing: see `kernel_attention`.
 
-  >>> import functools, jax, jax.numpy as jnp
+  >>> import jax, jax.numpy as jnp
   >>> from kl_flax.spectral import GaussianMixture
-  >>> attention = KernelAttention(functools.partial(GaussianMixture, 8), 'fourier', 1.0)
+  >>> attention = KernelAttention(GaussianMixture(8), 'fourier', smoothing=1.0)
   >>> x = jnp.ones((2, 6, 4, 16))
   >>> rngs = {'params': jax.random.key(0), 'spectral': jax.random.key(1)}
   >>> out, variables = attention.init_with_output(rngs, x, x, x)
@@ -278,7 +278,7 @@ class KernelAttention(nn.Module):
   (2, 6, 4, 16)
   """
 
-  make_sampler: Callable[[], nn.Module] | None
+  sampler: nn.Module | None
   features: FeatureMap = 'positive'
   smoothing: float = 0.0
 
@@ -295,8 +295,8 @@ class KernelAttention(nn.Module):
     """Return the attention output; there are no weights that dropout could act on."""
     del deterministic
     omega = None
-    if self.make_sampler is not None:
-      omega = self.make_sampler()(query.shape[2], query.shape[3])
+    if self.sampler is not None:
+      omega = self.sampler(query.shape[2], query.shape[3])
     options = {'features': self.features, 'smoothing': self.smoothing}
     if self.features != 'fourier':
       return kernel_attention(query, key, value, omega, key_mask=key_mask, **options)

@@ -209,7 +209,7 @@ class TokenEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: Int[Array, 'b l']) -> Float[Array, 'b l f']:
-    """Return the rows of the table."""
+    """Return the rows of the table; an id outside of it gives zeros or NaN, never an error."""
     init = nn.initializers.normal(1.0)
     table = self.param('table', init, (self.vocab_size, self.emb_dim)).astype(self.dtype)
     if self.vocab_size > _ONE_HOT_VOCAB:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kl_flax.encoder import Encoder
+from kl_flax.errors import unknown_name
 
 Pooling = Literal['CLS', 'MEAN', 'SUM', 'FLATTEN']
 POOLINGS = get_args(Pooling)
@@ -46,11 +47,22 @@ class Classifier(nn.Module):
     encoder: called with token ids and key mask.
     num_classes: number of logits.
     pooling: one of CLS, MEAN, SUM, FLATTEN; CLS needs an encoder with use_cls=True.
+
+  Raises:
+    ValueError: if the pooling is unknown or does not go with the encoder.
   """
 
   encoder: Encoder
   num_classes: int
   pooling: Pooling = 'CLS'
+
+  def __post_init__(self) -> None:
+    """Check the pooling at once, not when the model is first called."""
+    super().__post_init__()
+    if self.pooling not in POOLINGS:
+      raise ValueError(unknown_name('pooling', str(self.pooling), POOLINGS))
+    if self.pooling == 'CLS' and not self.encoder.use_cls:
+      raise ValueError('pooling CLS needs an encoder with use_cls=True')
 
   @nn.compact
   def __call__(
@@ -68,10 +80,8 @@ class Classifier(nn.Module):
       deterministic: no dropout (prediction).
 
     Raises:
-      ValueError: if the pooling does not go with the encoder or the inputs.
+      ValueError: if the pooling does not go with the inputs.
     """
-    if self.pooling == 'CLS' and not self.encoder.use_cls:
-      raise ValueError('pooling CLS needs an encoder with use_cls=True')
     if self.pooling == 'FLATTEN' and inputs.shape[1] != self.encoder.max_length:
       raise ValueError(
         f'pooling FLATTEN needs inputs padded to max_length={self.encoder.max_length}, '

@@ -7,10 +7,8 @@ a row to MODELS. Its keyword arguments are its options, in configs under `attent
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +17,7 @@ import jax.numpy as jnp
 from kl_flax.attention import FeatureMap, KernelAttention
 from kl_flax.baselines.softmax import SoftmaxAttention
 from kl_flax.encoder import Encoder
+from kl_flax.errors import unknown_name
 from kl_flax.heads import Classifier
 from kl_flax.spectral import Covariance, GaussianMixture
 
@@ -50,7 +49,7 @@ def _gmm(features: FeatureMap, covariance: Covariance, default_smoothing: float)
     tied: bool = True,
     smoothing: float = default_smoothing,
   ) -> KernelAttention:
-    sampler = functools.partial(GaussianMixture, num_frequencies, num_components, covariance, tied)
+    sampler = GaussianMixture(num_frequencies, num_components, covariance, tied, parent=None)
     return KernelAttention(sampler, features, smoothing)
 
   return AttentionRow(make, learned_kernel=True, stochastic=True)
@@ -84,6 +83,36 @@ def get_row(model_type: str) -> AttentionRow:
   return MODELS[model_type]
 
 
+@dataclasses.dataclass(frozen=True)
+class AttentionFactory:
+  """Makes the mechanism of a model; equal for equal options, so that programs are shared.
+
+  Attributes:
+    model_type: a key of MODELS.
+    options: pairs of name and value, sorted by name.
+  """
+
+  model_type: str
+  options: tuple[tuple[str, Any], ...] = ()
+
+  @classmethod
+  def of(cls, model_type: str, options: Mapping[str, Any]) -> AttentionFactory:
+    """Check the names of the options.
+
+    Raises:
+      ValueError: for an unknown model_type or option, with the nearest known name.
+    """
+    known = get_row(model_type).options
+    for name in options:
+      if name not in known:
+        raise ValueError(unknown_name(f'attention option of {model_type}', name, known))
+    return cls(model_type, tuple(sorted(options.items())))
+
+  def __call__(self) -> nn.Module:
+    """Return a new module."""
+    return get_row(self.model_type).make(**dict(self.options))
+
+
 def make_classifier(
   model_type: str,
   *,
@@ -112,21 +141,9 @@ def make_classifier(
   >>> model.encoder.make_attention().features
   'positive'
   """
-  row = get_row(model_type)
-  for name in attention or {}:
-    if name not in row.options:
-      raise ValueError(unknown_name(f'attention option of {model_type}', name, row.options))
-  make_attention = functools.partial(row.make, **(attention or {}))
+  make_attention = AttentionFactory.of(model_type, attention or {})
   return Classifier(
     Encoder(make_attention, use_cls=pooling == 'CLS', dtype=jnp.dtype(dtype), **encoder),
     num_classes,
     pooling,
   )
-
-
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-  """Return the message for a name that is not known: the nearest one, and all of them."""
-  known = sorted(known)
-  near = difflib.get_close_matches(name, known, n=1)
-  hint = f' (did you mean {near[0]!r}?)' if near else ''
-  return f'unknown {kind} {name!r}{hint}; known: {", ".join(known) or "none"}'

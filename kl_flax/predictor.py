@@ -14,14 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from kl_flax.checkpoints import best_step, ranking, read
 from kl_flax.heads import Classifier
 from kl_flax.models import make_classifier
 from kl_flax.tokenizers import Tokenizer, tokenizer_from_dict
 
 logger = logging.getLogger(__name__)
 
-# What ranks checkpoints: a validation metric that is stored with each of them.
-METRIC = 'accuracy'
 _SHORTEST_BUCKET = 32
 _BATCH_SIZE = 32
 
@@ -72,6 +71,7 @@ class Predictor:
 
     Raises:
       FileNotFoundError: if there is no run, no checkpoint, or none of that step.
+      ValueError: if the checkpoint is damaged.
     """
     path = os.path.join(model_dir, 'config.json')
     if not os.path.exists(path):
@@ -87,8 +87,12 @@ class Predictor:
       step = step if step is not None else best_step(manager) or steps[-1]
       if step not in steps:
         raise FileNotFoundError(f'{model_dir} has no checkpoint of step {step}, only {steps}')
-      items = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
-    state = items['state']
+      try:
+        state, _ = read(manager, step)
+      except Exception as error:  # Whatever the storage layers raise on damaged files.
+        raise ValueError(
+          f'checkpoint {step} of {model_dir} cannot be read: {error}; others are {steps}'
+        ) from error
     key = jax.random.wrap_key_data(jnp.asarray(state['keys']['evaluation']))
     return cls(
       make_classifier(**description['model']),
@@ -146,18 +150,3 @@ class Predictor:
     mask = jnp.arange(inputs.shape[1]) < lengths[:, None]
     logits = self.model.apply({'params': params}, inputs, mask, rngs={'spectral': self._key})
     return jax.nn.softmax(logits)
-
-
-def ranking(metrics: dict[str, float]) -> float:
-  """Return the figure by which checkpoints are compared; larger is better."""
-  return metrics[METRIC]
-
-
-def best_step(manager: ocp.CheckpointManager) -> int | None:
-  """Return the step with the best validation metric (of equals the last), or None."""
-  scores = {}
-  for step in manager.all_steps():
-    metrics = manager.metrics(step)
-    if metrics is not None:
-      scores[step] = (ranking(metrics), step)
-  return max(scores, key=scores.get) if scores else None

@@ -62,13 +62,18 @@ class GaussianMixture(nn.Module):
     tied: whether the two components mirror each other (C must be 2).
 
   Raises:
-    ValueError: at construction of the parameters, for an impossible combination.
+    ValueError: for an impossible combination.
   """
 
   num_frequencies: int
   num_components: int = 2
   covariance: Covariance = 'full'
   tied: bool = True
+
+  def __post_init__(self) -> None:
+    """Check the combination at once, not when the model is first called."""
+    super().__post_init__()
+    self._check()
 
   def _check(self) -> None:
     if self.covariance not in ('full', 'diagonal'):
@@ -97,7 +102,6 @@ class GaussianMixture(nn.Module):
     noise: Float[Array, 'h #c n d'] | None = None,  # noqa: F821
   ) -> Float[Array, 'h m d']:
     """Return omega, float32; `noise` replaces the draw from the stream 'spectral'."""
-    self._check()
     free = 1 if self.tied else self.num_components
     mean = self.param('mean', _uniform(head_dim**-0.5), (num_heads, free, head_dim))
     if self.covariance == 'full':

@@ -10,16 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-import zlib
 from typing import Any
 
 import grain
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
-from kl_flax.predictor import best_step, ranking
+from kl_flax.checkpoints import best_step, checksum, ranking, read
 from lra_tasks import parallel
 
 logger = logging.getLogger(__name__)
@@ -113,17 +110,8 @@ class Checkpoints:
 
   def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
     """Return state and place in the data."""
-    abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-    items = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore()
-      ),
-    )
-    state = jax.tree.map(np.asarray, items['state'])
-    if checksum(state) != items['extra']['crc32']:
-      raise ValueError('its contents do not match their checksum')
-    return state, items['extra']['data']
+    state, extra = read(self._manager, step, like)
+    return state, extra['data']
 
   def _put_aside(self, steps: list[int]) -> None:
     if not steps:
@@ -139,6 +127,11 @@ class Checkpoints:
     """Return the step with the best validation accuracy (of equals the last), or None."""
     return best_step(self._manager)
 
+  def best_metrics(self) -> dict[str, float] | None:
+    """Return the validation metrics of the best step, or None."""
+    step = self.best_step()
+    return None if step is None else self._manager.metrics(step)
+
   def wait(self) -> None:
     """Return once everything is on disk; raises what went wrong in the background."""
     self._manager.wait_until_finished()
@@ -146,12 +139,3 @@ class Checkpoints:
   def close(self) -> None:
     """Wait and release threads."""
     self._manager.close()
-
-
-def checksum(state: Any) -> int:
-  """Return the CRC-32 of all leaves, names and shapes included."""
-  value = 0
-  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    header = f'{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}'
-    value = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), zlib.crc32(header.encode(), value))
-  return value

@@ -15,8 +15,9 @@ from typing import Any
 
 import ml_collections
 
+from kl_flax.errors import unknown_name
 from kl_flax.heads import POOLINGS
-from kl_flax.models import get_row, unknown_name
+from kl_flax.models import get_row
 from lra_tasks.tasks import get_task
 
 PRESETS = ('paper', 'lra', 'tuned', 'tiny')
@@ -81,7 +82,7 @@ IGNORED = {
 # Nested dictionaries; `model` and `model_kwargs` are LRA's.
 NESTED = ('attention', 'data', 'model', 'model_kwargs')
 # Two runs that differ in these alone are repetitions of one experiment.
-REPETITION = ('random_seed', 'trial')
+REPETITION = ('random_seed', 'trial', 'save_checkpoints', 'restore_checkpoints', 'checkpoint_freq')
 
 
 def parse_argument(argument: str, presets: Iterable[str] = PRESETS) -> tuple[str, str]:
@@ -105,19 +106,32 @@ def parse_argument(argument: str, presets: Iterable[str] = PRESETS) -> tuple[str
   return model, preset
 
 
-def new_config(task: str, model_type: str, preset: str, **fields: Any) -> ml_collections.ConfigDict:
+def new_config(
+  task: str,
+  model_type: str,
+  preset: str,
+  *,
+  attention: Mapping[str, Any] | None = None,
+  data: Mapping[str, Any] | None = None,
+  **fields: Any,
+) -> ml_collections.ConfigDict:
   """Return a config with every field, the model's options and the task's data options.
 
   Args:
     task: a task of the registry.
     model_type: a model of the registry.
-    preset: a label that ends up in results.json.
+    preset: a label that ends up in results.json; with a star if fields are changed afterwards.
+    attention: options of the mechanism that differ from its defaults; those that it does not have
+      are left out, so that one dictionary serves several models.
+    data: options of the data that differ from the benchmark's.
     **fields: values that differ from the defaults.
   """
+  own = _own_options(model_type)
   config = ml_collections.ConfigDict(DEFAULTS | fields)
   config.task, config.model_type, config.preset = task, model_type, preset
-  config.attention = ml_collections.ConfigDict(_own_options(model_type))
-  config.data = ml_collections.ConfigDict(_data_defaults(task))
+  config.attention = own | {k: v for k, v in (attention or {}).items() if k in own}
+  config.data = _data_defaults(task) | dict(data or {})
+  config.preset_id = config_id(resolve(config))
   return config
 
 
@@ -132,6 +146,7 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
     ValueError: for unknown or contradictory fields and impossible values.
   """
   given = {k: v for k, v in config.to_dict().items() if k not in IGNORED}
+  preset_id = given.pop('preset_id', None)
   task = _agree('task', given.get('task') or None, task or None)
   if task is None:
     raise ValueError('the config names no task: pass --task=listops (or another task)')
@@ -158,6 +173,8 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
   _check_values(fields)
   fields['attention'] = _attention_options(fields['model_type'], attention)
   fields['data'] = dataclasses.asdict(data_options(task, data))
+  if preset_id not in (None, config_id(fields)):
+    fields['preset'] += '*'  # Figures under a preset's name must be the preset's.
   return dict(sorted(fields.items()))
 
 
@@ -206,7 +223,7 @@ def data_options(task: str, values: Mapping[str, Any]) -> Any:
 
 
 def config_id(fields: Mapping[str, Any]) -> str:
-  """Return a digest of everything but seed and trial: equal for repetitions of one experiment."""
+  """Return a digest that is equal for repetitions of one experiment: all but REPETITION."""
   rest = {k: v for k, v in fields.items() if k not in REPETITION}
   return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kl_flax.checkpoints import ranking
 from lra_tasks import parallel
 from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.console import Progress
@@ -80,8 +81,10 @@ class Loop:
           if metrics is not None:
             zeros = jax.tree.map(np.zeros_like, parallel.to_host(state.sums))
             state = state.replace(sums=parallel.replicate(zeros))
-            self._save(step, state, data, metrics)
-            saved = evaluated = step
+            evaluated = step
+            if self._is_best(metrics) or _is_due(step, self.fields['checkpoint_freq'], total):
+              self._save(step, state, data, metrics)
+              saved = step
           clock = step, time.monotonic()
         elif _is_due(step, self.fields['checkpoint_freq'], total) and saved < step:
           _settle(pending, 0)
@@ -105,6 +108,11 @@ class Loop:
         self._save(step, state, data)
       self.checkpoints.wait()
     return step, state, evaluated == total
+
+  def _is_best(self, metrics: dict[str, float]) -> bool:
+    """Return whether no checkpoint has a better validation metric."""
+    best = self.checkpoints.best_metrics()
+    return best is None or ranking(metrics) >= ranking(best)
 
   def _save(
     self, step: int, state: Any, data: Any, metrics: dict[str, float] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import optax
 
-from kl_flax.models import unknown_name
+from kl_flax.errors import unknown_name
 
 
 def _linear_warmup(step, options):

@@ -32,7 +32,7 @@ _PACKAGES = (
 # What must be the same for a run to be continued.
 _IDENTITY = ('config', 'dataset', 'model')
 # ... but for fields that do not touch the parameters.
-_FREE = ('eval_samples', 'save_checkpoints', 'restore_checkpoints', 'checkpoint_freq')
+_FREE = ('preset', 'eval_samples', 'save_checkpoints', 'restore_checkpoints', 'checkpoint_freq')
 # Two newest checkpoints, the best one, and the one being written.
 _CHECKPOINTS_ON_DISK = 4
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kl_flax.models import unknown_name
+from kl_flax.errors import unknown_name
 from kl_flax.tokenizers import Tokenizer
 from lra_tasks import listops
 

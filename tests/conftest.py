@@ -27,7 +27,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 hypothesis.settings.register_profile(
-  'default', deadline=None, max_examples=15, derandomize=True, print_blob=True
+  'default', deadline=None, max_examples=10, derandomize=True, print_blob=True
 )
 hypothesis.settings.load_profile('default')
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import os
 import pathlib
 import signal
@@ -109,6 +110,8 @@ def run_here(shared, model_dir, *, argument='gmm_prf,tiny', source=None, test_on
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   resolved = configuration.resolve(module.get_config(argument))
+  logging.getLogger('lra_tasks').propagate = True  # For caplog.
+  logging.getLogger('lra_tasks').setLevel(logging.INFO)
   return train(
     resolved | fields,
     model_dir=str(model_dir),

@@ -207,7 +207,7 @@ def test_unknown_implementations_are_named():
 
 
 def test_module_counts_nonpositive_denominators_of_fourier_features():
-  attention = KernelAttention(functools.partial(GaussianMixture, 4), 'fourier', 0.0)
+  attention = KernelAttention(GaussianMixture(4), 'fourier', 0.0)
   x = 10 * jax.random.normal(jax.random.key(0), (2, 9, 2, 8))
   rngs = {'params': jax.random.key(1), 'spectral': jax.random.key(2)}
   params = {'params': attention.init(rngs, x, x, x)['params']}
@@ -217,7 +217,7 @@ def test_module_counts_nonpositive_denominators_of_fourier_features():
 
 
 def test_module_noise_is_a_function_of_the_spectral_key():
-  attention = KernelAttention(functools.partial(GaussianMixture, 4), 'positive')
+  attention = KernelAttention(GaussianMixture(4), 'positive')
   x = jax.random.normal(jax.random.key(0), (2, 9, 2, 8))
   variables = attention.init({'params': jax.random.key(1), 'spectral': jax.random.key(2)}, x, x, x)
   run = lambda seed: attention.apply(variables, x, x, x, rngs={'spectral': jax.random.key(seed)})

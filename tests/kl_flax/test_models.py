@@ -9,7 +9,8 @@ from flax import errors
 
 from kl_flax.attention import KernelAttention
 from kl_flax.baselines.softmax import SoftmaxAttention
-from kl_flax.models import MODELS, get_row, make_classifier, unknown_name
+from kl_flax.errors import unknown_name
+from kl_flax.models import MODELS, get_row, make_classifier
 
 TINY = {
   'num_classes': 3,
@@ -78,10 +79,10 @@ def test_options_reach_the_mechanism():
   mechanism = model.encoder.make_attention()
   assert isinstance(mechanism, KernelAttention)
   assert (mechanism.features, mechanism.smoothing) == ('fourier', 0.5)
-  sampler = mechanism.make_sampler()
+  sampler = mechanism.sampler
   assert (sampler.num_frequencies, sampler.num_components) == (6, 3)
   assert (sampler.covariance, sampler.tied) == ('full', False)
-  assert make_classifier('gmm_prf', **TINY).encoder.make_attention().make_sampler().covariance == (
+  assert make_classifier('gmm_prf', **TINY).encoder.make_attention().sampler.covariance == (
     'diagonal'
   )
   model = make_classifier('transformer', attention={'attention_dropout_rate': 0.3}, **TINY)
@@ -141,3 +142,11 @@ def test_unknown_fields_of_the_encoder_are_an_error():
 
 def test_message_without_a_near_name_is_punctuated():
   assert unknown_name('task', 'xyz', ['abc']) == "unknown task 'xyz'; known: abc"
+
+
+def test_models_of_equal_settings_are_equal():
+  """They then share their compiled programs."""
+  make = lambda num: make_classifier('gmm_prf', attention={'num_frequencies': num}, **TINY)
+  assert make(8) == make(8)
+  assert hash(make(8)) == hash(make(8))
+  assert make(8) != make(6)

@@ -4,7 +4,8 @@ import grain
 import numpy as np
 import pytest
 
-from lra_tasks.checkpoint import Checkpoints, checksum
+from kl_flax.checkpoints import checksum
+from lra_tasks.checkpoint import Checkpoints
 
 
 def make_state(value):
@@ -95,7 +96,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, how)
 
 def test_silently_altered_values_are_found(tmp_path, monkeypatch):
   save(tmp_path, [(1, 0.2)])
-  monkeypatch.setattr('lra_tasks.checkpoint.checksum', lambda state: 0)
+  monkeypatch.setattr('kl_flax.checkpoints.checksum', lambda state: 0)
   with pytest.raises(ValueError, match='no checkpoint in .* can be read'):
     Checkpoints(tmp_path).restore_newest(make_state(0), make_data())
 

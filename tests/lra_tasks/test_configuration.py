@@ -147,3 +147,12 @@ def test_config_id_ignores_seed_and_trial_alone():
   same = {**fields, 'random_seed': 7, 'trial': 3}
   assert configuration.config_id(same) == configuration.config_id(fields)
   assert configuration.config_id({**fields, 'warmup': 2}) != configuration.config_id(fields)
+
+
+def test_a_changed_preset_is_marked():
+  config = get_config('listops', 'gmm_prf,paper')
+  config.random_seed = 5
+  config.checkpoint_freq = 500
+  assert resolve(config)['preset'] == 'paper'  # A repetition, written to disk more often.
+  config.eval_samples = 1
+  assert resolve(config)['preset'] == 'paper*'
