@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,8 +20,6 @@ from lra_tasks import configuration, parallel
 from lra_tasks.run_log import means, read_json, write_json
 from lra_tasks.steps import count_parameters
 from lra_tasks.tasks import TaskSpec
-
-logger = logging.getLogger(__name__)
 
 _PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
@@ -200,23 +195,6 @@ def results(
     'git_revision': description['git_revision'],
     'versions': description['versions'],
   }
-
-
-@contextlib.contextmanager
-def lock(directory: str) -> Iterator[None]:
-  """Let one process of this machine at a time prepare data in a directory."""
-  try:
-    os.makedirs(directory, exist_ok=True)
-    file = open(os.path.join(directory, '.lock'), 'w')  # noqa: SIM115
-  except OSError as error:
-    raise OSError(f'--data_dir={directory} cannot be written: {error.strerror}') from error
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      logger.info('Waiting for another process that prepares data in %s.', directory)
-      fcntl.flock(file, fcntl.LOCK_EX)
-    yield
 
 
 def _versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 from kl_flax.errors import unknown_name
 from kl_flax.tokenizers import Tokenizer
 from lra_tasks import listops
+from lra_tasks.datasets import Builder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +25,8 @@ class TaskSpec:
     num_classes: number of labels, 0 ... num_classes − 1.
     tokenizer: raw input to ids; id 0 pads.
     data_options: frozen dataclass of what determines the data; its defaults are the benchmark's.
-    make_builder: (options, data_dir=, source=, task_name=) -> TFDS builder, not yet prepared.
-    prepare: prepares a builder unless it is prepared; splits train, validation, test.
+    make_builder: (options, data_dir=, source=, task_name=) -> builder, perhaps not yet prepared;
+      its splits are train, validation and test.
     is_benchmark: builder -> whether results on it may stand beside published ones.
     task_name: LRA's default of the flag --task_name.
     base_model: sizes of LRA's base Transformer, which the 10 % rule measures against.
@@ -35,9 +36,8 @@ class TaskSpec:
   num_classes: int
   tokenizer: Tokenizer
   data_options: type
-  make_builder: Callable[..., Any]
-  prepare: Callable[[Any], None]
-  is_benchmark: Callable[[Any], bool]
+  make_builder: Callable[..., Builder]
+  is_benchmark: Callable[[Builder], bool]
   task_name: str
   base_model: Mapping[str, Any]
 
@@ -51,7 +51,6 @@ TASKS: dict[str, TaskSpec] = {
       tokenizer=listops.TOKENIZER,
       data_options=listops.ListOpsData,
       make_builder=listops.make_builder,
-      prepare=listops.prepare,
       is_benchmark=listops.is_benchmark,
       task_name='basic',
       base_model={

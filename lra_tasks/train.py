@@ -19,7 +19,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from kl_flax.models import get_row, make_classifier
-from lra_tasks import configuration, parallel, pipeline, rundir, steps
+from lra_tasks import configuration, datasets, parallel, pipeline, rundir, steps
 from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.console import set_up_logging
 from lra_tasks.loop import Loop, NonFiniteLossError, evaluate
@@ -86,8 +86,7 @@ def train(
     source=source,
     task_name=task_name or spec.task_name,
   )
-  with rundir.lock(data_dir):
-    spec.prepare(builder)
+  datasets.prepare(builder)
   shapes = {'batch_size': fields['batch_size'], 'max_length': fields['max_length']}
   data = pipeline.train_batches(
     builder.as_data_source('train'),

@@ -1,5 +1,4 @@
 import collections
-import threading
 
 import numpy as np
 import pytest
@@ -43,11 +42,6 @@ def test_unwritable_directories_are_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError, match=r'--model_dir=.*file/run cannot be written'):
     rundir.open_run(str(tmp_path / 'file/run'), description(), STATE, resume=True)
-  with (
-    pytest.raises(OSError, match='--data_dir=.*cannot be written'),
-    rundir.lock(str(tmp_path / 'file/data')),
-  ):
-    pass
 
 
 def test_a_full_disk_is_said_at_the_start(tmp_path, monkeypatch):
@@ -56,19 +50,3 @@ def test_a_full_disk_is_said_at_the_start(tmp_path, monkeypatch):
   with pytest.raises(OSError, match='has 3 MiB free; the checkpoints of this run need 4 MiB'):
     rundir.open_run(str(tmp_path), description(), STATE, resume=True)
   assert not (tmp_path / 'config.json').exists()
-
-
-def test_one_process_at_a_time_prepares_data(tmp_path):
-  order = []
-
-  def other():
-    with rundir.lock(str(tmp_path)):
-      order.append('other')
-
-  with rundir.lock(str(tmp_path)):
-    thread = threading.Thread(target=other)
-    thread.start()
-    thread.join(0.3)
-    order.append('first')
-  thread.join()
-  assert order == ['first', 'other']

@@ -1,0 +1,101 @@
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from run_helpers import ROOT, environment, wait_for
+
+from lra_tasks import listops, prepare
+
+COMMAND = [sys.executable, '-m', 'lra_tasks.prepare']
+SMALL = listops.ListOpsData(min_length=4, max_length=20, num_train=60, num_valid=20, num_test=30)
+
+
+@pytest.fixture(autouse=True)
+def _keep_logging(monkeypatch):
+  monkeypatch.setattr(prepare, 'set_up_logging', lambda: None)
+
+
+@pytest.fixture(scope='module')
+def tsv(tmp_path_factory):
+  """LRA's three files, small."""
+  directory = tmp_path_factory.mktemp('tsv')
+  sequences = listops.generate(SMALL, SMALL.num_examples)
+  for split, part in listops.split(sequences, SMALL).items():
+    listops.write_tsv(directory / f'basic_{split.replace("validation", "val")}.tsv', part)
+  return directory
+
+
+def run(capsys, *arguments):
+  """Exit code, output and errors of the command with these arguments."""
+  values = flags.FlagValues()
+  prepare.define_flags(values)
+  code = prepare.main(values(['prepare', *arguments]), values)
+  return code, *capsys.readouterr()
+
+
+def test_says_where_the_data_lies(tsv, tmp_path, capsys):
+  arguments = ['--task=listops', f'--data_dir={tmp_path}', f'--source={tsv}']
+  first = run(capsys, *arguments)
+  code, output, errors = first
+  assert (code, errors) == (0, '')
+  path, *lines = output.splitlines()
+  assert pathlib.Path(path).is_relative_to(tmp_path / 'listops')
+  assert (pathlib.Path(path) / 'manifest.json').exists()
+  assert [re.split(r'\s+', line.strip()) for line in lines] == [
+    ['train', '60', 'examples'],
+    ['validation', '20', 'examples'],
+    ['test', '30', 'examples'],
+    ['size', '0.4', 'MB'],
+  ]
+  assert run(capsys, *arguments) == first
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ([], '--task is required, one of: listops'),
+    (['--task=listop'], r"unknown task 'listop' \(did you mean 'listops'\?\)"),
+    (['--task=listops', 'x'], 'unknown arguments: x'),
+    (['--task=listops', '--source={empty}'], 'lacks basic_train.tsv'),
+    (['--task=listops', '--source={tsv}', '--task_name=mine'], 'lacks mine_train.tsv'),
+    (['--task=listops', '--task_name=../x'], 'task_name=.* must be the prefix'),
+    (['--task=listops', '--source={tsv}', '--data_dir={file}'], 'cannot prepare .* data_dir'),
+  ],
+)
+def test_errors_are_one_line(tsv, tmp_path, capsys, arguments, message):
+  (tmp_path / 'file').write_text('')
+  (tmp_path / 'empty').mkdir()
+  places = {'tsv': tsv, 'empty': tmp_path / 'empty', 'file': tmp_path / 'file'}
+  data_dir = f'--data_dir={tmp_path}/data'
+  code, output, errors = run(capsys, data_dir, *(text.format(**places) for text in arguments))
+  assert (code, output) == (1, '')
+  assert re.match(f'error: .*{message}', errors)
+  assert errors.count('\n') == 1
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_interruption_leaves_nothing(tmp_path, number):
+  process = subprocess.Popen(
+    [*COMMAND, '--task=listops', f'--data_dir={tmp_path}'],
+    cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+  )  # fmt: skip
+  wait_for(process, lambda: list(tmp_path.glob('listops/*/*incomplete*')))
+  process.send_signal(number)
+  output, _ = process.communicate(timeout=60)
+  assert process.returncode == 130, output
+  assert output.endswith('interrupted: nothing was prepared\n')
+  assert [path.name for path in tmp_path.rglob('*') if path.is_file()] == ['.lock']
+  assert not list(tmp_path.glob('listops/*/*'))
+
+
+def test_help():
+  done = subprocess.run(
+    [*COMMAND, '--help'], cwd=ROOT, capture_output=True, text=True, env=environment(), check=False
+  )
+  for flag in ('--task', '--data_dir', '--source', '--task_name'):
+    assert f'{flag}:' in done.stdout
+  assert 'python -m lra_tasks.prepare --task=listops' in done.stdout
