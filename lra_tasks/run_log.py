@@ -6,10 +6,10 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import tensorboardX
+if TYPE_CHECKING:
+  import numpy as np
 
 
 def write_json(path: str, value: Mapping[str, Any]) -> None:
@@ -23,17 +23,42 @@ def write_json(path: str, value: Mapping[str, Any]) -> None:
   os.replace(temporary, path)
 
 
-def read_json(path: str) -> dict[str, Any] | None:
-  """Return the contents of a JSON file, or None if there is none."""
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+  """Return the object in a JSON file, or None if there is no such file.
+
+  Raises:
+    ValueError: naming the file, if it holds anything else.
+  """
   if not os.path.exists(path):
     return None
-  with open(path) as file:
-    return json.load(file)
+  try:
+    with open(path, encoding='utf-8') as file:
+      value = json.load(file)
+  except ValueError as error:  # Not JSON, or not even UTF-8.
+    raise ValueError(f'{path}: damaged JSON: {error}') from error
+  if not isinstance(value, dict):
+    raise ValueError(f'{path}: expected a JSON object, got {type(value).__name__}')
+  return value
+
+
+def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """Return the records of a metrics.jsonl, whose last line a kill may have cut."""
+  if not os.path.exists(path):
+    return []
+  records = []
+  with open(path, encoding='utf-8', errors='replace') as file:
+    for line in file:
+      try:
+        records.append(json.loads(line))
+      except json.JSONDecodeError:
+        break
+  return records
 
 
 def means(sums: Mapping[str, np.ndarray], prefix: str) -> dict[str, float]:
   """Return per-example means of summed metrics; 'truncated' stays a count.
 
+  >>> import numpy as np
   >>> means({'loss': np.float32(6), 'truncated': np.float32(1), 'weight': np.float32(4)}, 'eval_')
   {'eval_loss': 1.5, 'eval_truncated': 1.0}
   """
@@ -59,7 +84,7 @@ class RunLog:
     self, directory: str, resume_step: int, started: float, *, write: bool = True
   ) -> None:
     self._path = os.path.join(directory, 'metrics.jsonl')
-    self.records = [r for r in _read_lines(self._path) if r['step'] <= resume_step]
+    self.records = [r for r in read_records(self._path) if r['step'] <= resume_step]
     # The wall time of earlier processes counts too, as far as it was recorded.
     before = self.records[-1]['wall_time_seconds'] if self.records else 0.0
     self._origin = started - before
@@ -68,6 +93,9 @@ class RunLog:
       with open(f'{self._path}.tmp', 'w') as file:
         file.writelines(json.dumps(record) + '\n' for record in self.records)
       os.replace(f'{self._path}.tmp', self._path)
+      # Not above: the report reads with this module, and starts without TensorBoard and NumPy.
+      import tensorboardX
+
       self._summary = tensorboardX.SummaryWriter(os.path.join(directory, 'summary'))
 
   def add(self, record: dict[str, Any]) -> None:
@@ -87,17 +115,3 @@ class RunLog:
     """Close the files."""
     if self._summary is not None:
       self._summary.close()
-
-
-def _read_lines(path: str) -> list[dict[str, Any]]:
-  """Return the records of a file whose last line a kill may have cut."""
-  if not os.path.exists(path):
-    return []
-  records = []
-  with open(path) as file:
-    for line in file:
-      try:
-        records.append(json.loads(line))
-      except json.JSONDecodeError:
-        break
-  return records
