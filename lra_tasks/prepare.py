@@ -9,6 +9,7 @@ data was split.
 
 from __future__ import annotations
 
+import gc
 import pathlib
 import signal
 import sys
@@ -73,6 +74,8 @@ def run() -> None:
   define_flags()
   # As Ctrl-C does: unwind, so that nothing half-prepared stays.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
+  # JAX watches garbage collection, where interrupts are lost: keep it short.
+  gc.freeze()
   app.run(main)
 
 

@@ -3,6 +3,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from absl import flags
@@ -84,6 +85,7 @@ def test_interruption_leaves_nothing(tmp_path, number):
     cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
   )  # fmt: skip
   wait_for(process, lambda: list(tmp_path.glob('listops/*/*incomplete*')))
+  time.sleep(0.5)  # TFDS minds the directory from shortly after it is there.
   process.send_signal(number)
   output, _ = process.communicate(timeout=60)
   assert process.returncode == 130, output
