@@ -1,26 +1,47 @@
 """Attention with a learned kernel, in JAX and Flax."""
 
-from kl_flax.attention import KernelAttention, kernel_attention, naive_kernel_attention
+from kl_flax.attention import KernelAttention, kernel_attention
+from kl_flax.causal import DecodingState, decode_step, init_decoding
+from kl_flax.diagnostics import approximation_report, covariance_eigenvalues
 from kl_flax.encoder import Encoder
-from kl_flax.features import fourier_features, positive_features
+from kl_flax.fastfood import FastFood, fastfood_frequencies
+from kl_flax.features import fourier_features, positive_features, softmax_features
+from kl_flax.hadamard import walsh_hadamard
 from kl_flax.heads import Classifier
 from kl_flax.models import make_classifier
+from kl_flax.naive import naive_attention_weights, naive_kernel_attention
+from kl_flax.orthogonal import Gaussian, OrthogonalGaussian, StructuredOrthogonal
 from kl_flax.predictor import Prediction, Predictor
-from kl_flax.spectral import GaussianMixture, gmm_frequencies
+from kl_flax.spectral import Frequencies, GaussianMixture, Generator, gmm_frequencies
 
 __version__ = '0.1.0'
 
 __all__ = [
   'Classifier',
+  'DecodingState',
   'Encoder',
+  'FastFood',
+  'Frequencies',
+  'Gaussian',
   'GaussianMixture',
+  'Generator',
   'KernelAttention',
+  'OrthogonalGaussian',
   'Prediction',
   'Predictor',
+  'StructuredOrthogonal',
+  'approximation_report',
+  'covariance_eigenvalues',
+  'decode_step',
+  'fastfood_frequencies',
   'fourier_features',
   'gmm_frequencies',
+  'init_decoding',
   'kernel_attention',
   'make_classifier',
+  'naive_attention_weights',
   'naive_kernel_attention',
   'positive_features',
+  'softmax_features',
+  'walsh_hadamard',
 ]

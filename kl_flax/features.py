@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kl_flax.numerics import einsum_float32
+
 
 def project(x: Float[Array, 'b l h d'], omega: Float[Array, 'h m d']) -> Float[Array, 'b l h m']:
   """Return omega·x for every head, accumulated and returned in float32.
@@ -20,15 +22,6 @@ def project(x: Float[Array, 'b l h d'], omega: Float[Array, 'h m d']) -> Float[A
   Angles and exponents reach tens or hundreds, where bfloat16 has no digit left after the point.
   """
   return einsum_float32('blhd,hmd->blhm', x, omega.astype(x.dtype))
-
-
-def einsum_float32(
-  spec: str, a: Float[Array, '...'], b: Float[Array, '...']
-) -> Float[Array, '...']:
-  """Return the product, accumulated and returned in float32 whatever the operands' type."""
-  if jax.default_backend() == 'cpu':  # It lacks some products from 16 bits to 32.
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
 def squared_norm(x: Float[Array, 'b l h d']) -> Float[Array, 'b l h 1']:
@@ -67,7 +60,7 @@ def positive_features(
   """Return positive random features, eq. 9: M^(-1/2) exp(Ωx − |x|²).
 
   For omega ~ N(0, I) they estimate the Gaussian kernel exp(−|q − k|²/2), not the softmax kernel:
-  Performer's map (Choromanski et al. 2021) has |x|²/2 where the paper has |x|².
+  see `softmax_features` for that.
 
   Args:
     x: queries or keys, any float dtype.
@@ -83,6 +76,22 @@ def positive_features(
   return jnp.exp(project(x, omega) - squared_norm(x)) / jnp.sqrt(omega.shape[1])
 
 
+def softmax_features(
+  x: Float[Array, 'b l h d'], omega: Float[Array, 'h m d']
+) -> Float[Array, 'b l h m']:
+  """Return Performer's positive features M^(-1/2) exp(Ωx − |x|²/2) (Choromanski et al. 2021).
+
+  For omega ~ N(0, I) they estimate the softmax kernel exp(q·k). Arguments, range and overflow are
+  those of `positive_features`.
+  """
+  return jnp.exp(project(x, omega) - squared_norm(x) / 2) / jnp.sqrt(omega.shape[1])
+
+
 def elu_features(x: Float[Array, 'b l h d']) -> Float[Array, 'b l h d']:
   """Return elu(x) + 1, the positive map of the linear Transformer (Katharopoulos et al. 2020)."""
   return jax.nn.elu(x) + 1
+
+
+def relu_features(x: Float[Array, 'b l h d']) -> Float[Array, 'b l h d']:
+  """Return relu(x) + 0.001, the "generalized" attention of LRA's Performer."""
+  return jax.nn.relu(x) + 0.001

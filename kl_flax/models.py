@@ -14,12 +14,15 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kl_flax.attention import FeatureMap, KernelAttention
+from kl_flax.attention import KernelAttention
 from kl_flax.baselines.softmax import SoftmaxAttention
 from kl_flax.encoder import Encoder
 from kl_flax.errors import unknown_name
+from kl_flax.fastfood import FastFood, Learned
 from kl_flax.heads import Classifier
-from kl_flax.spectral import Covariance, GaussianMixture
+from kl_flax.orthogonal import Gaussian, OrthogonalGaussian, StructuredOrthogonal
+from kl_flax.spectral import Covariance, GaussianMixture, Generator
+from kl_flax.sums import FeatureMap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +31,17 @@ class AttentionRow:
 
   Attributes:
     make: returns the mechanism; its keyword arguments are the options of the model.
-    learned_kernel: a model of the KL-Transformer paper (it chooses the default preset).
+    default_preset: of the benchmark's configs: 'paper' for the models of the KL-Transformer paper
+      and their controls, 'lra' for those that LRA has a config of.
     stochastic: draws from the PRNG stream 'spectral', in prediction too.
+    from_lra: turns the `model_kwargs` of one of LRA's config files into options; by default they
+      have the same names.
   """
 
   make: Callable[..., nn.Module]
-  learned_kernel: bool = False
+  default_preset: str = 'lra'
   stochastic: bool = False
+  from_lra: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
 
   @property
   def options(self) -> dict[str, Any]:
@@ -42,17 +49,132 @@ class AttentionRow:
     return {p.name: p.default for p in inspect.signature(self.make).parameters.values()}
 
 
-def _gmm(features: FeatureMap, covariance: Covariance, default_smoothing: float):
+# The authors' code smooths Fourier features with c = 1; positive features need none.
+_SMOOTHING = {'fourier': 1.0, 'positive': 0.0}
+
+
+def _gmm(features: FeatureMap, covariance: Covariance) -> AttentionRow:
   def make(
     num_frequencies: int = 128,
     num_components: int = 2,
     tied: bool = True,
-    smoothing: float = default_smoothing,
+    weights: str = 'equal',
+    shared_noise: bool = False,
+    antithetic: bool = False,
+    typical_norm: float = 0.0,
+    smoothing: float = _SMOOTHING[features],
   ) -> KernelAttention:
-    sampler = GaussianMixture(num_frequencies, num_components, covariance, tied, parent=None)
+    if features == 'fourier' and tied and antithetic:
+      raise ValueError(
+        'antithetic=True repeats what tied components have: cos is even, so (n, mu) and '
+        '(−n, −mu) are one Fourier feature; set tied=False or antithetic=False'
+      )
+    sampler = GaussianMixture(
+      num_frequencies, num_components, covariance, tied, weights, shared_noise, antithetic,
+      typical_norm, parent=None,
+    )  # fmt: skip
     return KernelAttention(sampler, features, smoothing)
 
-  return AttentionRow(make, learned_kernel=True, stochastic=True)
+  return AttentionRow(make, 'paper', stochastic=True)
+
+
+def _fastfood(features: FeatureMap, learned: Learned) -> AttentionRow:
+  def make(
+    num_frequencies: int = 128, init: str = 'le', smoothing: float = _SMOOTHING[features]
+  ) -> KernelAttention:
+    sampler = FastFood(num_frequencies, learned, init, parent=None)
+    return KernelAttention(sampler, features, smoothing)
+
+  return AttentionRow(make, 'paper', stochastic=True)
+
+
+def _generative(features: FeatureMap) -> AttentionRow:
+  def make(
+    num_frequencies: int = 128,
+    num_layers: int = 4,
+    shared_noise: bool = True,
+    smoothing: float = _SMOOTHING[features],
+  ) -> KernelAttention:
+    sampler = Generator(num_frequencies, num_layers, shared_noise, parent=None)
+    return KernelAttention(sampler, features, smoothing)
+
+  return AttentionRow(make, 'paper', stochastic=True)
+
+
+def _rks(
+  num_frequencies: int = 128,
+  directions: str = 'independent',
+  smoothing: float = _SMOOTHING['fourier'],
+) -> KernelAttention:
+  return KernelAttention(_fixed(directions, num_frequencies), 'fourier', smoothing)
+
+
+def _prf(
+  num_frequencies: int = 128,
+  directions: str = 'independent',
+  antithetic: bool = False,
+  typical_norm: float = 0.0,
+  smoothing: float = _SMOOTHING['positive'],
+) -> KernelAttention:
+  sampler = _fixed(directions, num_frequencies, antithetic, typical_norm)
+  return KernelAttention(sampler, 'positive', smoothing)
+
+
+def _performer(
+  num_frequencies: int = 256,
+  kernel: str = 'softmax',
+  directions: str = 'orthogonal',
+  antithetic: bool = False,
+  typical_norm: float = 0.0,
+) -> KernelAttention:
+  """FAVOR+ (Choromanski et al. 2021): orthogonal positive features of the softmax kernel, masked.
+
+  LRA's own files leave the kernel at its code's default, 'relu': features relu(x) + 0.001 without
+  any frequencies, which is no estimate of softmax. (ListOps' file asks for softmax, with two.)
+  """
+  if kernel == 'relu':
+    return KernelAttention(None, 'relu')
+  if kernel != 'softmax':
+    raise ValueError(unknown_name('kernel of performer', str(kernel), ('softmax', 'relu')))
+  sampler = _fixed(directions, num_frequencies, antithetic, typical_norm)
+  return KernelAttention(sampler, 'softmax')
+
+
+def _performer_from_lra(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+  kernels = {'softmax': 'softmax', 'generalized': 'relu'}
+  given = dict(model_kwargs)
+  details = dict(given.pop('attention_fn_kwargs', {}))
+  kernel = given.pop('attention_fn_cls', 'generalized')
+  if kernel not in kernels:
+    raise ValueError(unknown_name('attention_fn_cls', str(kernel), kernels))
+  if details.pop('ortho_scaling', 0.0) != 0.0:
+    raise ValueError(
+      'ortho_scaling must be 0.0: lengths of frequencies are drawn, as for a Gaussian'
+    )
+  options = {'kernel': kernels[kernel]}
+  if 'nb_features' in details:
+    options['num_frequencies'] = details.pop('nb_features')
+  return options | given | details  # What is left will be named as unknown.
+
+
+def _fixed(directions: str, num_frequencies: int, *options: Any) -> nn.Module:
+  """Return a sampler of the standard normal distribution, nothing of which is learned."""
+  samplers = {
+    'independent': Gaussian,
+    'orthogonal': OrthogonalGaussian,
+    'structured': StructuredOrthogonal,
+  }
+  if directions not in samplers:
+    raise ValueError(unknown_name('directions', str(directions), samplers))
+  return samplers[directions](num_frequencies, *options, parent=None)
+
+
+def _structured(features: FeatureMap) -> AttentionRow:
+  def make(num_frequencies: int = 128, smoothing: float = _SMOOTHING[features]) -> KernelAttention:
+    sampler = StructuredOrthogonal(num_frequencies, learned=True, parent=None)
+    return KernelAttention(sampler, features, smoothing)
+
+  return AttentionRow(make, 'paper')
 
 
 def _softmax(attention_dropout_rate: float = 0.1) -> SoftmaxAttention:
@@ -64,11 +186,28 @@ def _linear() -> KernelAttention:
 
 
 MODELS: dict[str, AttentionRow] = {
-  'transformer': AttentionRow(_softmax),
+  # The paper's six.
+  'gmm_rks': _gmm('fourier', 'full'),
+  'gmm_prf': _gmm('positive', 'diagonal'),
+  'fastfood_rks': _fastfood('fourier', 'sgb'),
+  'fastfood_prf': _fastfood('positive', 'sgb'),
+  'generative_rks': _generative('fourier'),
+  'generative_prf': _generative('positive'),
+  # Its ablations of FastFood: less is learned.
+  'fastfood_s_rks': _fastfood('fourier', 's'),
+  'fastfood_s_prf': _fastfood('positive', 's'),
+  'fastfood_fixed_rks': _fastfood('fourier', 'none'),
+  'fastfood_fixed_prf': _fastfood('positive', 'none'),
+  # Beyond the paper: three rotations with learned diagonals.
+  'structured_rks': _structured('fourier'),
+  'structured_prf': _structured('positive'),
+  # Controls: the Gaussian kernel, nothing learned.
+  'rks': AttentionRow(_rks, 'paper', stochastic=True),
+  'prf': AttentionRow(_prf, 'paper', stochastic=True),
+  # Baselines.
+  'performer': AttentionRow(_performer, stochastic=True, from_lra=_performer_from_lra),
   'linear_transformer': AttentionRow(_linear),
-  # The authors' code smooths Fourier features with c = 1; positive features need none.
-  'gmm_rks': _gmm('fourier', 'full', default_smoothing=1.0),
-  'gmm_prf': _gmm('positive', 'diagonal', default_smoothing=0.0),
+  'transformer': AttentionRow(_softmax),
 }
 
 

@@ -8,14 +8,33 @@ stream decides how long a draw lives; the benchmark passes a function of the tra
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 Covariance = Literal['full', 'diagonal']
+
+
+class Frequencies(NamedTuple):
+  """What a sampler returns whose frequencies do not count equally.
+
+  Attributes:
+    omega: float32 [H, M, D].
+    log_weight: float32 [H, M]; the kernel is the mean of exp(log_weight) phi(q) phi(k).
+  """
+
+  omega: Float[Array, 'h m d']
+  log_weight: Float[Array, 'h m']
+
+
+def as_weighted(
+  sample: Float[Array, 'h m d'] | Frequencies,
+) -> tuple[Float[Array, 'h m d'], Float[Array, 'h m'] | None]:
+  """Return omega and the log-weights, None where all frequencies count equally."""
+  return sample if isinstance(sample, Frequencies) else (sample, None)
 
 
 def gmm_frequencies(
@@ -49,17 +68,28 @@ def gmm_frequencies(
 
 
 class GaussianMixture(nn.Module):
-  """Gaussian mixture with equal weights as spectral distribution (GMM-RKS and GMM-PRF).
+  """Gaussian mixture as spectral distribution (GMM-RKS and GMM-PRF), eqs. 4, 5, 10.
 
   `tied=True` is what the paper's experiments use: two components with mu_2 = −mu_1, S_2 = S_1 and
   the same noise. Means start uniform in ±D^(-1/2); S (full) or the log-variances (diagonal)
   start Xavier-uniform for a D×D matrix, which makes the expected initial covariance near I.
+
+  Shared noise applies the means deterministically: with tied components a Fourier estimate is
+  cos(muᵀp) times one that knows no means, so that they add no variance of their own.
+
+  The last four attributes go beyond the paper. README has their measured effect on the error.
 
   Attributes:
     num_frequencies: M, all components together; a multiple of num_components.
     num_components: C.
     covariance: 'full' (S a matrix) or 'diagonal' (S = exp(log_variance / 2)).
     tied: whether the two components mirror each other (C must be 2).
+    weights: 'equal' (pi_c = 1 / C, as in the paper) or 'learned' (softmax of free logits, which
+      start at 0); tied components cannot but weigh the same.
+    shared_noise: whether all components take the same draws of N(0, I); tied ones always do.
+    antithetic: whether the draws come in pairs ±n.
+    typical_norm: |Sᵀ(q + k)|², at the temperature, for which `widen` makes the positive estimate's
+      variance least; 0 leaves the draws as they are.
 
   Raises:
     ValueError: for an impossible combination.
@@ -69,6 +99,10 @@ class GaussianMixture(nn.Module):
   num_components: int = 2
   covariance: Covariance = 'full'
   tied: bool = True
+  weights: Literal['equal', 'learned'] = 'equal'
+  shared_noise: bool = False
+  antithetic: bool = False
+  typical_norm: float = 0.0
 
   def __post_init__(self) -> None:
     """Check the combination at once, not when the model is first called."""
@@ -76,8 +110,10 @@ class GaussianMixture(nn.Module):
     self._check()
 
   def _check(self) -> None:
-    if self.covariance not in ('full', 'diagonal'):
+    if self.covariance not in get_args(Covariance):
       raise ValueError(f"covariance must be 'full' or 'diagonal', got {self.covariance!r}")
+    if self.weights not in ('equal', 'learned'):
+      raise ValueError(f"weights must be 'equal' or 'learned', got {self.weights!r}")
     if self.num_components < 1 or self.num_frequencies < 1:
       raise ValueError(
         'num_frequencies and num_components must be at least 1, got '
@@ -88,11 +124,14 @@ class GaussianMixture(nn.Module):
         f'tied components come in a mirrored pair, got num_components={self.num_components}: '
         'set num_components=2 or tied=False'
       )
+    if self.tied and self.weights == 'learned':
+      raise ValueError("tied components weigh the same: weights='learned' needs tied=False")
     if self.num_frequencies % self.num_components:
       raise ValueError(
         f'num_frequencies={self.num_frequencies} must be a multiple of '
         f'num_components={self.num_components}: every component draws equally many'
       )
+    check_pairs(self.num_frequencies // self.num_components, self.antithetic, 'of each component')
 
   @nn.compact
   def __call__(
@@ -100,8 +139,14 @@ class GaussianMixture(nn.Module):
     num_heads: int,
     head_dim: int,
     noise: Float[Array, 'h #c n d'] | None = None,  # noqa: F821
-  ) -> Float[Array, 'h m d']:
-    """Return omega, float32; `noise` replaces the draw from the stream 'spectral'."""
+  ) -> Float[Array, 'h m d'] | Frequencies:
+    """Return omega, float32; with its weights where frequencies do not count equally.
+
+    Args:
+      num_heads: H.
+      head_dim: D.
+      noise: replaces the draw from the stream 'spectral'.
+    """
     free = 1 if self.tied else self.num_components
     mean = self.param('mean', _uniform(head_dim**-0.5), (num_heads, free, head_dim))
     if self.covariance == 'full':
@@ -113,13 +158,147 @@ class GaussianMixture(nn.Module):
       log_variance = self.param('log_variance', init, (num_heads, free, head_dim))
       scale = jnp.exp(log_variance / 2)
     if noise is None:
+      shared = self.tied or self.shared_noise
       num_noise = self.num_frequencies // self.num_components
-      shape = (num_heads, free, num_noise, head_dim)
-      noise = jax.random.normal(self.make_rng('spectral'), shape)
+      shape = (num_heads, 1 if shared else self.num_components, num_noise, head_dim)
+      noise = draw_normal(self.make_rng('spectral'), shape, antithetic=self.antithetic)
+    log_weight = None
+    if self.typical_norm:
+      noise, log_weight = widen(noise, self.typical_norm)
+      log_weight = jnp.broadcast_to(log_weight, (num_heads, self.num_components, noise.shape[2]))
+    if self.weights == 'learned':
+      logits = self.param('weight_logits', nn.initializers.zeros, (num_heads, free))
+      log_share = jax.nn.log_softmax(logits) + math.log(free)
+      log_share = jnp.repeat(log_share[:, :, None], noise.shape[2], axis=2)
+      log_weight = log_share if log_weight is None else log_weight + log_share
     if self.tied:
       mean = jnp.concatenate([mean, -mean], axis=1)
       scale = jnp.concatenate([scale, scale], axis=1)
-    return gmm_frequencies(noise, mean, scale)
+    omega = gmm_frequencies(noise, mean, scale)
+    if log_weight is None:
+      return omega
+    return Frequencies(omega, log_weight.reshape(num_heads, -1))
+
+
+class Generator(nn.Module):
+  """A network that turns noise into frequencies (GENERATIVE-RKS and -PRF), eqs. 7, 8, 11.
+
+  Four times Dense(D), batch normalisation, LeakyReLU, then Dense(D) and tanh: frequencies lie in
+  (−1, 1). Normalisation is by the statistics of the M draws at hand, in prediction as in training,
+  so nothing is kept between calls. Heads share the network and, as they do in the paper, differ
+  in their projections alone: they share the draw too, unless `shared_noise` is False.
+
+  Attributes:
+    num_frequencies: M, at least 2 (the normalisation needs a spread).
+    num_layers: Dense layers before the last.
+    shared_noise: whether all heads take the same draws.
+
+  Raises:
+    ValueError: for fewer than 2 frequencies.
+  """
+
+  num_frequencies: int
+  num_layers: int = 4
+  shared_noise: bool = True
+
+  def __post_init__(self) -> None:
+    """Check the number of frequencies at once."""
+    super().__post_init__()
+    if self.num_frequencies < 2:
+      raise ValueError(
+        f'num_frequencies={self.num_frequencies} must be at least 2: the generator normalises '
+        'over the draws'
+      )
+
+  @nn.compact
+  def __call__(
+    self,
+    num_heads: int,
+    head_dim: int,
+    noise: Float[Array, '#h m d'] | None = None,
+  ) -> Float[Array, 'h m d']:
+    """Return omega, float32; `noise` replaces the draw from the stream 'spectral'."""
+    if noise is None:
+      shape = (1 if self.shared_noise else num_heads, self.num_frequencies, head_dim)
+      noise = jax.random.normal(self.make_rng('spectral'), shape)
+    x = noise
+    for i in range(self.num_layers):
+      x = nn.Dense(head_dim, name=f'dense_{i}')(x)
+      x = nn.leaky_relu(SampleNorm(name=f'norm_{i}')(x))
+    omega = jnp.tanh(nn.Dense(head_dim, name='out')(x))
+    return jnp.broadcast_to(omega, (num_heads, *omega.shape[1:]))
+
+
+class SampleNorm(nn.Module):
+  """Batch normalisation over the draws, axis −2, by their own statistics (ε = 1e-5)."""
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*h m d']) -> Float[Array, '*h m d']:
+    """Return the normalised, scaled and shifted draws."""
+    mean = jnp.mean(x, axis=-2, keepdims=True)
+    variance = jnp.var(x, axis=-2, keepdims=True)
+    scale = self.param('scale', nn.initializers.ones, x.shape[-1:])
+    bias = self.param('bias', nn.initializers.zeros, x.shape[-1:])
+    return (x - mean) * jax.lax.rsqrt(variance + 1e-5) * scale + bias
+
+
+def draw_normal(
+  key: PRNGKeyArray, shape: tuple[int, ...], *, antithetic: bool = False
+) -> Float[Array, '...']:
+  """Return draws of N(0, I) along axis −2, the second half mirroring the first if antithetic."""
+  if not antithetic:
+    return jax.random.normal(key, shape)
+  half = jax.random.normal(key, (*shape[:-2], shape[-2] // 2, shape[-1]))
+  return jnp.concatenate([half, -half], axis=-2)
+
+
+def check_pairs(num_frequencies: int, antithetic: bool, what: str = '') -> None:
+  """Raise a ValueError if antithetic draws cannot be paired."""
+  if antithetic and num_frequencies % 2:
+    raise ValueError(
+      f'antithetic draws come in pairs: the {num_frequencies} frequencies {what} must be even'
+    )
+
+
+def widen(
+  noise: Float[Array, '*h m d'], typical_norm: float
+) -> tuple[Float[Array, '*h m d'], Float[Array, '*h m']]:
+  """Stretch draws of N(0, I) and weigh them so that expectations stay as they are.
+
+  These are the variance-optimal positive random features (OPRF) of Likhosherstov et al., "Chefs'
+  Random Tables", NeurIPS 2022, seen as importance sampling: n becomes sqrt(1 − 4A) n with weight
+  (1 − 4A)^(D/2) exp(2A |n|²). For exp(nᵀz), the factor that varies in positive features with
+  z = Sᵀ(q + k), the variance is least at the A of `optimal_stretch`.
+
+  Args:
+    noise: draws of N(0, I).
+    typical_norm: |z|², at least 0; 0 changes nothing.
+
+  Returns:
+    The stretched draws and the log of their weights.
+  """
+  a = optimal_stretch(typical_norm, noise.shape[-1])
+  norm = jnp.sum(noise**2, axis=-1)
+  log_weight = 2 * a * norm + noise.shape[-1] / 2 * math.log(1 - 4 * a)
+  return math.sqrt(1 - 4 * a) * noise, log_weight
+
+
+def optimal_stretch(typical_norm: float, head_dim: int) -> float:
+  """Return A ≤ 0, which minimises the second moment of `widen`'s estimate of E exp(nᵀz).
+
+  Its log is D log(1 − 4A) − D/2 log(1 − 8A) + 2 |z|² (1 − 4A) / (1 − 8A). Setting the derivative
+  to 0 gives, with r = 1 / (1 − 8A), the quadratic 2 |z|² r² + (2 |z|² + D) r − D = 0.
+
+  >>> optimal_stretch(0.0, 64), round(optimal_stretch(16.0, 64), 4)
+  (0.0, -0.0976)
+  """
+  if typical_norm < 0:
+    raise ValueError(f'typical_norm must be at least 0, got {typical_norm}')
+  if typical_norm == 0:
+    return 0.0
+  b = 2 * typical_norm + head_dim
+  r = (math.sqrt(b**2 + 8 * typical_norm * head_dim) - b) / (4 * typical_norm)
+  return (1 - 1 / r) / 8
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:

@@ -88,7 +88,8 @@ REPETITION = ('random_seed', 'trial', 'save_checkpoints', 'restore_checkpoints',
 def parse_argument(argument: str, presets: Iterable[str] = PRESETS) -> tuple[str, str]:
   """Return model and preset of a config argument 'MODEL[,PRESET]'.
 
-  Without a preset: 'paper' for learned kernels, 'lra' for the others, where the file has them.
+  Without a preset: 'paper' for learned kernels and their controls, 'lra' for LRA's baselines, where
+  the file has them.
 
   Raises:
     ValueError: for an unknown model or preset, with the nearest known name.
@@ -99,8 +100,7 @@ def parse_argument(argument: str, presets: Iterable[str] = PRESETS) -> tuple[str
   model, _, preset = argument.partition(',')
   row, presets = get_row(model), tuple(presets)
   if not preset:
-    preset = 'paper' if row.learned_kernel else 'lra'
-    preset = preset if preset in presets else presets[0]
+    preset = row.default_preset if row.default_preset in presets else presets[0]
   if preset not in presets:
     raise ValueError(unknown_name('preset', preset, presets))
   return model, preset
@@ -156,8 +156,8 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
   if 'classifier_pool' in given:
     pool = given.pop('classifier_pool')
     given['pooling_mode'] = _agree('pooling_mode', given.get('pooling_mode'), pool)
-  # LRA's `model_kwargs` are options of the mechanism.
-  attention = given.pop('model_kwargs', {}) | given.pop('attention', {})
+  # LRA's `model_kwargs` are options of the mechanism, under LRA's names.
+  model_kwargs, attention = given.pop('model_kwargs', {}), given.pop('attention', {})
   data = given.pop('data', {})
   for name in given:
     if name not in DEFAULTS:
@@ -171,6 +171,10 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
   if fields['num_eval_steps'] >= 99_999:
     fields['num_eval_steps'] = -1  # LRA writes all batches in both ways.
   _check_values(fields)
+  if lra_file:
+    attention = get_row(fields['model_type']).from_lra(model_kwargs) | attention
+  elif model_kwargs:
+    raise ValueError('model_kwargs is for LRA files; here options stand under attention')
   fields['attention'] = _attention_options(fields['model_type'], attention)
   fields['data'] = dataclasses.asdict(data_options(task, data))
   if preset_id not in (None, config_id(fields)):

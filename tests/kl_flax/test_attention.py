@@ -7,15 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kl_flax.attention import (
-  FEATURE_MAPS,
-  KernelAttention,
-  _check,
-  kernel_attention,
-  naive_attention_weights,
-  naive_kernel_attention,
-)
+from kl_flax.attention import KernelAttention, kernel_attention
+from kl_flax.naive import naive_attention_weights, naive_kernel_attention
 from kl_flax.spectral import GaussianMixture
+from kl_flax.sums import DETERMINISTIC, FEATURE_MAPS, check_inputs
 
 
 def make_inputs(seed, b=2, lq=5, lk=7, h=2, d=4, e=3, m=6, scale=1.0, dtype=jnp.float32):
@@ -32,7 +27,7 @@ def make_inputs(seed, b=2, lq=5, lk=7, h=2, d=4, e=3, m=6, scale=1.0, dtype=jnp.
 
 
 def options_for(features, inputs):
-  return {**inputs, 'omega': None} if features == 'elu' else inputs
+  return {**inputs, 'omega': None} if features in DETERMINISTIC else inputs
 
 
 def outputs_and_gradients(function, inputs, **options):
@@ -55,14 +50,17 @@ def outputs_and_gradients(function, inputs, **options):
   sizes=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
   frequencies=st.integers(1, 12),
   masked=st.booleans(),
+  weighted=st.booleans(),
 )
-def test_equals_naive_twin(features, smoothing, seed, sizes, frequencies, masked):
+def test_equals_naive_twin(features, smoothing, seed, sizes, frequencies, masked, weighted):
   b, lq, lk = sizes
   inputs, mask = make_inputs(seed, b=b, lq=lq, lk=lk, m=frequencies)
   inputs = options_for(features, inputs)
   if features == 'fourier' and not smoothing:
     smoothing = 1.1  # Ratios of sums near zero have no digits to compare.
   options = {'features': features, 'smoothing': smoothing, 'key_mask': mask if masked else None}
+  if weighted and features not in DETERMINISTIC:
+    inputs['log_weight'] = jax.random.normal(jax.random.key(seed), inputs['omega'].shape[:2])
   fast = outputs_and_gradients(kernel_attention, inputs, **options)
   naive = outputs_and_gradients(naive_kernel_attention, inputs, **options)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5), fast, naive)
@@ -82,10 +80,13 @@ def test_golden_values_in_float64_numpy(features):
       if features == 'elu':
         elu = lambda z: np.where(z > 0, z, np.exp(z) - 1) + 1
         kernel = elu(x) @ elu(y)
+      elif features == 'relu':
+        kernel = (np.maximum(x, 0) + 1e-3) @ (np.maximum(y, 0) + 1e-3)
       elif features == 'fourier':
         kernel = np.mean(np.cos(omega[h] @ (x - y)))
       else:
-        kernel = np.mean(np.exp(omega[h] @ (x + y) - x @ x - y @ y))
+        norm = (x @ x + y @ y) * (0.5 if features == 'softmax' else 1.0)
+        kernel = np.mean(np.exp(omega[h] @ (x + y) - norm))
       weights.append((kernel + smoothing**2) * mask[b, j])
     expected[b, i, h] = np.array(weights) @ v[b, :, h] / np.sum(weights)
   out = kernel_attention(
@@ -164,7 +165,7 @@ def test_weights_of_the_naive_twin_sum_to_one(features):
   weights = naive_attention_weights(
     inputs['query'],
     inputs['key'],
-    None if features == 'elu' else inputs['omega'],
+    options_for(features, inputs)['omega'],
     features=features,
     key_mask=mask,
     smoothing=1.0,
@@ -187,6 +188,7 @@ def test_memory_does_not_hold_the_attention_matrix():
     ({'omega': None}, 'needs omega'),
     ({'smoothing': -1.0}, 'smoothing must be at least 0'),
     ({'omega': jnp.ones((2, 6, 5))}, 'omega must be'),
+    ({'log_weight': jnp.ones((2, 5))}, 'log_weight must be'),
     ({'key': jnp.ones((2, 7, 3, 4))}, 'query and key must agree'),
     ({'value': jnp.ones((2, 6, 2, 3))}, 'key and value must agree'),
     ({'key_mask': jnp.ones((2, 6), bool)}, 'key_mask must be'),
@@ -197,7 +199,7 @@ def test_errors_name_the_value_and_the_rule(change, message):
   inputs, _ = make_inputs(0)
   options = {'features': 'positive', 'key_mask': None, 'smoothing': 0.0}
   with pytest.raises(ValueError, match=message):
-    _check(**{**inputs, **options, **change})
+    check_inputs(**{**inputs, **options, **change})
 
 
 def test_unknown_implementations_are_named():

@@ -26,11 +26,41 @@ INPUTS = np.arange(10, dtype=np.int32).reshape(2, 5) % 9
 
 RNGS = {'params': jax.random.key(0), 'spectral': jax.random.key(1)}
 
+GMM = 'num_frequencies num_components tied weights shared_noise antithetic typical_norm smoothing'
+FASTFOOD = 'num_frequencies init smoothing'
+GENERATIVE = 'num_frequencies num_layers shared_noise smoothing'
+STRUCTURED = 'num_frequencies smoothing'
 OPTIONS = {
-  'transformer': {'attention_dropout_rate': 0.1},
-  'linear_transformer': {},
-  'gmm_rks': {'num_frequencies': 128, 'num_components': 2, 'tied': True, 'smoothing': 1.0},
-  'gmm_prf': {'num_frequencies': 128, 'num_components': 2, 'tied': True, 'smoothing': 0.0},
+  'gmm_rks': GMM,
+  'gmm_prf': GMM,
+  'fastfood_rks': FASTFOOD,
+  'fastfood_prf': FASTFOOD,
+  'fastfood_s_rks': FASTFOOD,
+  'fastfood_s_prf': FASTFOOD,
+  'fastfood_fixed_rks': FASTFOOD,
+  'fastfood_fixed_prf': FASTFOOD,
+  'generative_rks': GENERATIVE,
+  'generative_prf': GENERATIVE,
+  'structured_rks': STRUCTURED,
+  'structured_prf': STRUCTURED,
+  'rks': 'num_frequencies directions smoothing',
+  'prf': 'num_frequencies directions antithetic typical_norm smoothing',
+  'performer': 'num_frequencies kernel directions antithetic typical_norm',
+  'linear_transformer': '',
+  'transformer': 'attention_dropout_rate',
+}
+# Parameters of one layer's sampler at 2 heads of size 4, default options; none are drawn fixed.
+SAMPLER_PARAMETERS = {
+  'gmm_rks': 2 * (4 + 16),
+  'gmm_prf': 2 * (4 + 4),
+  'fastfood_rks': 3 * 2 * 128,
+  'fastfood_prf': 3 * 2 * 128,
+  'fastfood_s_rks': 2 * 128,
+  'fastfood_s_prf': 2 * 128,
+  'generative_rks': 5 * (16 + 4) + 4 * 8,
+  'generative_prf': 5 * (16 + 4) + 4 * 8,
+  'structured_rks': 3 * 2 * 128,
+  'structured_prf': 3 * 2 * 128,
 }
 
 
@@ -44,6 +74,8 @@ def test_every_row_builds_initialises_and_applies_with_default_options(model_typ
   for leaf in jax.tree.leaves((out, variables)):
     assert leaf.dtype == jnp.float32
     assert np.all(np.isfinite(leaf))
+  sizes = [leaf.size for leaf in jax.tree.leaves(variables.get('params', {}))]
+  assert sum(sizes) == SAMPLER_PARAMETERS.get(model_type, 0)
   # The values of whole models are tested with the encoder.
   model = make_classifier(model_type, **TINY)
   logits, variables = jax.eval_shape(model.init_with_output, RNGS, INPUTS)
@@ -66,10 +98,11 @@ def test_stochastic_rows_are_those_that_draw_in_prediction(model_type):
 @pytest.mark.parametrize('model_type', MODELS)
 def test_options_of_a_row_are_the_arguments_of_its_mechanism(model_type):
   row = MODELS[model_type]
-  assert row.options == OPTIONS[model_type]
+  assert list(row.options) == OPTIONS[model_type].split()
   assert inspect.Parameter.empty not in row.options.values()  # Every option has a default.
   assert isinstance(row.make(**row.options), nn.Module)
-  assert row.learned_kernel == model_type.startswith('gmm')
+  learned = SAMPLER_PARAMETERS.get(model_type, 0)
+  assert row.default_preset == ('paper' if learned or model_type[-3:] in ('rks', 'prf') else 'lra')
   assert get_row(model_type) is row
 
 
@@ -116,7 +149,7 @@ def test_unknown_dtypes_are_an_error():
 def test_unknown_models_offer_the_nearest(model_type):
   with pytest.raises(ValueError, match=f"unknown model_type '{model_type}'") as error:
     make_classifier(model_type, **TINY)
-  assert 'known: gmm_prf, gmm_rks, linear_transformer, transformer' in str(error.value)
+  assert f'known: {", ".join(sorted(MODELS))}' in str(error.value)
   if model_type != 'GMM_PRF':
     assert "did you mean 'gmm_prf'?" in str(error.value)
 
@@ -150,3 +183,28 @@ def test_models_of_equal_settings_are_equal():
   assert make(8) == make(8)
   assert hash(make(8)) == hash(make(8))
   assert make(8) != make(6)
+
+
+def test_options_that_contradict_each_other_are_errors():
+  for model_type, options, message in [
+    ('gmm_rks', {'antithetic': True}, 'repeats what tied components have'),
+    ('prf', {'directions': 'random'}, "unknown directions 'random'.*known: independent"),
+    ('performer', {'kernel': 'elu'}, "unknown kernel of performer 'elu'.*known: relu, softmax"),
+    ('fastfood_rks', {'num_frequencies': 6}, 'multiple'),
+  ]:
+    model = make_classifier(model_type, attention=options, **TINY)
+    with pytest.raises(ValueError, match=message):
+      jax.eval_shape(model.init, RNGS, INPUTS)
+
+
+def test_lras_options_of_the_performer():
+  """Its ListOps file asks for softmax with two features, its other files leave it at relu."""
+  from_lra = get_row('performer').from_lra
+  details = {'ortho_scaling': 0.0, 'nb_features': 2}
+  given = {'attention_fn_cls': 'softmax', 'attention_fn_kwargs': details}
+  assert from_lra(given) == {'kernel': 'softmax', 'num_frequencies': 2}
+  assert from_lra({}) == {'kernel': 'relu'}
+  with pytest.raises(ValueError, match='ortho_scaling must be 0.0'):
+    from_lra({'attention_fn_kwargs': {'ortho_scaling': 1.0}})
+  with pytest.raises(ValueError, match='known: generalized, softmax'):
+    from_lra({'attention_fn_cls': 'dot_product'})

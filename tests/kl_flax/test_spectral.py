@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kl_flax.features import fourier_features, positive_features
-from kl_flax.spectral import GaussianMixture, gmm_frequencies
+from kl_flax.spectral import GaussianMixture, Generator, gmm_frequencies
 
 COVARIANCES = ('full', 'diagonal')
 
@@ -243,3 +243,93 @@ def test_error_of_positive_estimates_is_the_closed_form(covariance, num_componen
 def test_errors_name_the_value_and_the_rule(fields, message):
   with pytest.raises(ValueError, match=message):
     initial(GaussianMixture(*fields), 2, 4)
+
+
+def test_mixtures_beyond_the_paper_get_gradients_and_weights():
+  module = GaussianMixture(12, 3, tied=False, weights='learned', antithetic=True, typical_norm=1.0)
+  params = make_params(9, 'full', c=3) | {'weight_logits': normal(1, 2, 3)}
+
+  def loss(params):
+    omega, log_weight = sample(module, params, jax.random.key(0))
+    assert omega.shape == (2, 12, 3)
+    assert log_weight.shape == (2, 12)
+    phase = jnp.arange(omega.size).reshape(omega.shape)
+    return jnp.sum(jnp.sin(omega) * phase * jnp.exp(log_weight)[..., None])
+
+  gradients = jax.device_get(jax.grad(loss)(params))
+  assert gradients.keys() == params.keys()
+  for gradient in gradients.values():
+    assert np.all(np.isfinite(gradient))
+    assert np.all(gradient != 0)
+  # Draws and their mirror images stand for one component; weights of components average to one.
+  plain = GaussianMixture(12, 3, tied=False, weights='learned', antithetic=True)
+  omega, log_weight = sample(plain, params, jax.random.key(0))
+  centred = np.asarray(omega).reshape(2, 3, 4, 3) - params['mean'][:, :, None]
+  np.testing.assert_allclose(centred[:, :, :2], -centred[:, :, 2:], atol=1e-5)
+  np.testing.assert_allclose(np.mean(np.exp(log_weight), axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'weights': 'learned'}, "weights='learned' needs tied=False"),
+    ({'weights': 'free'}, "weights must be 'equal' or 'learned', got 'free'"),
+    ({'num_frequencies': 6, 'antithetic': True}, '3 frequencies of each component must be even'),
+  ],
+)
+def test_errors_of_options_beyond_the_paper(fields, message):
+  with pytest.raises(ValueError, match=message):
+    GaussianMixture(**({'num_frequencies': 8} | fields))
+
+
+def golden_generator(params, noise, num_layers):
+  """Return the generator's output in float64 NumPy."""
+  x = noise.astype(np.float64)
+  for i in range(num_layers):
+    dense, norm = params[f'dense_{i}'], params[f'norm_{i}']
+    x = x @ dense['kernel'] + dense['bias']
+    x = (x - x.mean(axis=-2, keepdims=True)) / np.sqrt(x.var(axis=-2, keepdims=True) + 1e-5)
+    x = x * norm['scale'] + norm['bias']
+    x = np.where(x > 0, x, 0.01 * x)
+  return np.tanh(x @ params['out']['kernel'] + params['out']['bias'])
+
+
+@pytest.mark.parametrize('shared', [True, False])
+def test_generator_is_the_network_of_the_paper(shared):
+  module = Generator(7, shared_noise=shared)
+  noise = normal(0, 1 if shared else 3, 7, 4)
+  params = jax.device_get(initial(module, 3, 4))
+  params = jax.tree.map(lambda x: x + normal(x.size, *x.shape, scale=0.3), params)
+  run = jax.jit(lambda params: module.apply({'params': params}, 3, 4, jnp.asarray(noise)))
+  omega = np.asarray(run(params))
+  expected = np.broadcast_to(golden_generator(params, noise, 4), (3, 7, 4))
+  np.testing.assert_allclose(omega, expected, rtol=1e-4, atol=1e-5)
+  # 4 + 1 layers, as the paper counts: 5 d² + 5 d, and 2 d for each normalisation.
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 5 * (16 + 4) + 4 * 8
+
+
+def test_generator_draws_for_all_heads_and_all_parameters_get_gradients():
+  params = initial(Generator(6), 2, 4)
+
+  def draw(params, shared=True, seed=0):
+    module = Generator(6, shared_noise=shared)
+    return module.apply({'params': params}, 2, 4, rngs={'spectral': jax.random.key(seed)})
+
+  omega = np.asarray(draw(params))
+  np.testing.assert_array_equal(omega[0], omega[1])
+  assert np.all(np.abs(omega) < 1)
+  assert np.all(draw(params, seed=1) != omega)
+  separate = np.asarray(draw(params, shared=False))
+  assert np.all(separate[0] != separate[1])
+  loss = lambda params: jnp.sum(jnp.sin(3 * draw(params)) * jnp.arange(6.0)[:, None])
+  gradients = jax.device_get(jax.jit(jax.grad(loss))(params))
+  for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+    assert np.all(np.isfinite(gradient))
+    # A bias before a normalisation cancels.
+    cancels = path[-1].key == 'bias' and 'dense' in path[0].key
+    assert np.allclose(gradient, 0, atol=1e-5) == cancels, path
+
+
+def test_generator_needs_a_spread():
+  with pytest.raises(ValueError, match='num_frequencies=1 must be at least 2'):
+    Generator(1)

@@ -84,7 +84,29 @@ def test_paper_preset_has_the_figures_of_tables_6_and_7():
   assert {name: fields[name] for name in expected} == expected
   assert fields['attention'] == {
     'num_frequencies': 256, 'num_components': 2, 'tied': True, 'smoothing': 0.0,
+    'weights': 'equal', 'shared_noise': False, 'antithetic': False, 'typical_norm': 0.0,
   }  # fmt: skip
+  numbers = {
+    'gmm_rks': 256, 'fastfood_rks': 64, 'generative_rks': 256,
+    'gmm_prf': 256, 'fastfood_prf': 64, 'generative_prf': 128,
+  }  # fmt: skip
+  for model, number in numbers.items():
+    attention = resolve(get_config('listops', model))['attention']
+    assert attention['num_frequencies'] == number
+    assert attention['smoothing'] == (1.0 if model.endswith('rks') else 0.0)
+
+
+def test_lras_performer_file_runs_with_its_own_options():
+  """As in LRA's listops/configs/performer_base.py; its files for other tasks name no options."""
+  details = {'ortho_scaling': 0.0, 'nb_features': 2}
+  kwargs = {'attention_fn_cls': 'softmax', 'attention_fn_kwargs': details}
+  fields = resolve(lra_config(model_type='performer', model_kwargs=kwargs), 'listops')
+  assert fields['attention'] | {'kernel': 'softmax', 'num_frequencies': 2} == fields['attention']
+  ours = resolve(get_config('listops', 'performer,lra'))
+  assert difference(ours, fields) == []
+  assert resolve(lra_config(model_type='performer'), 'listops')['attention']['kernel'] == 'relu'
+  with pytest.raises(ValueError, match="attention option of performer 'attention_fn'"):
+    resolve(lra_config(model_type='performer', model_kwargs={'attention_fn': 1}), 'listops')
 
 
 def test_tuned_preset_keeps_to_the_ten_percent_rule():
@@ -115,7 +137,7 @@ def test_wrong_arguments_offer_the_nearest_name(argument, message):
   [
     ({}, None, 'names no task: pass --task'),
     ({}, 'listop', "unknown task 'listop' \\(did you mean 'listops'"),
-    ({'model_type': 'performr'}, 'listops', "unknown model_type 'performr'.* known: gmm_prf"),
+    ({'model_type': 'performr'}, 'listops', "unknown model_type 'performr' .* known: fastfood"),
     ({'learning_rte': 1}, 'listops', "unknown config field 'learning_rte' .*'learning_rate'"),
     ({'attention': {'num_frequences': 1}}, 'listops', 'unknown attention option'),
     ({'data': {'max_lenth': 1}}, 'listops', "did you mean 'max_length'"),
