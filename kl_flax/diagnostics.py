@@ -316,7 +316,7 @@ def _closed_form(features, q, k, sampler, params, head) -> Estimate | None:
 def _is_gaussian(sampler) -> bool:
   """Return whether a sampler is one of N(0, I) (or near) whose frequencies are not independent."""
   if isinstance(sampler, FastFood):
-    return sampler.learned == 'none' and sampler.init == 'le'
+    return sampler.learned == 'none' and sampler.initial == 'le'
   structured = isinstance(sampler, StructuredOrthogonal) and not sampler.learned
   return structured or isinstance(sampler, OrthogonalGaussian)
 

@@ -80,9 +80,9 @@ def _gmm(features: FeatureMap, covariance: Covariance) -> AttentionRow:
 
 def _fastfood(features: FeatureMap, learned: Learned) -> AttentionRow:
   def make(
-    num_frequencies: int = 128, init: str = 'le', smoothing: float = _SMOOTHING[features]
+    num_frequencies: int = 128, initial: str = 'le', smoothing: float = _SMOOTHING[features]
   ) -> KernelAttention:
-    sampler = FastFood(num_frequencies, learned, init, parent=None)
+    sampler = FastFood(num_frequencies, learned, initial, parent=None)
     return KernelAttention(sampler, features, smoothing)
 
   return AttentionRow(make, 'paper', stochastic=True)

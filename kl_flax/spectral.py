@@ -252,7 +252,7 @@ def draw_normal(
   return jnp.concatenate([half, -half], axis=-2)
 
 
-def check_pairs(num_frequencies: int, antithetic: bool, what: str = '') -> None:
+def check_pairs(num_frequencies: int, antithetic: bool, what: str) -> None:
   """Raise a ValueError if antithetic draws cannot be paired."""
   if antithetic and num_frequencies % 2:
     raise ValueError(

@@ -27,7 +27,7 @@ INPUTS = np.arange(10, dtype=np.int32).reshape(2, 5) % 9
 RNGS = {'params': jax.random.key(0), 'spectral': jax.random.key(1)}
 
 GMM = 'num_frequencies num_components tied weights shared_noise antithetic typical_norm smoothing'
-FASTFOOD = 'num_frequencies init smoothing'
+FASTFOOD = 'num_frequencies initial smoothing'
 GENERATIVE = 'num_frequencies num_layers shared_noise smoothing'
 STRUCTURED = 'num_frequencies smoothing'
 OPTIONS = {
