@@ -205,13 +205,14 @@ def _versions() -> dict[str, str]:
 def _git_revision() -> str | None:
   """Return the revision of the checkout that the package runs from.
 
-  A copy without history (in a container, say) can be given it as GIT_REVISION.
+  GIT_REVISION names it where the history is missing, or is not that of the code (in a container).
   """
+  if os.environ.get('GIT_REVISION'):
+    return os.environ['GIT_REVISION']
   here = os.path.dirname(os.path.abspath(__file__))
   command = ['git', '-C', here, 'describe', '--always', '--dirty', '--abbrev=12']
   try:
     done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    revision = done.stdout.strip()
   except (OSError, subprocess.TimeoutExpired):
-    revision = ''
-  return revision or os.environ.get('GIT_REVISION')
+    return None
+  return done.stdout.strip() or None
