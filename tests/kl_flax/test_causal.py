@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from twins import assert_equal_twins
 
 from kl_flax import causal
 from kl_flax.attention import KernelAttention, kernel_attention
@@ -91,7 +92,7 @@ def test_equals_naive_twin(features, smoothing, b, length, seed, scale, weighted
   mask = mask.reshape(b, length)
   fast = outputs_and_gradients(kernel_attention, inputs, mask, features, smoothing)
   naive = outputs_and_gradients(naive_kernel_attention, inputs, mask, features, smoothing)
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5), fast, naive)
+  assert_equal_twins(fast, naive)
 
 
 @settings(max_examples=2)
