@@ -72,8 +72,9 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
 def run() -> None:
   """Run the command."""
   define_flags()
-  # As Ctrl-C does: unwind, so that nothing half-prepared stays.
-  signal.signal(signal.SIGTERM, signal.default_int_handler)
+  # Unwind, so that nothing half-prepared stays; also where a shell's background job ignores Ctrl-C.
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.default_int_handler)
   # JAX watches garbage collection, where interrupts are lost: keep it short.
   gc.freeze()
   app.run(main)
