@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from kl_flax.causal import causal_sums
 from kl_flax.numerics import divide
 from kl_flax.spectral import as_weighted
-from kl_flax.sums import FeatureMap, attention_sums
+from kl_flax.sums import DEFAULT_SMOOTHING, FeatureMap, attention_sums, denominator_floor
 
 
 def kernel_attention(
@@ -46,9 +46,10 @@ def kernel_attention(
   one maximum over all frequencies.
 
   Args:
-    query: any float dtype; features are held in it, exponents and sums in float32.
+    query: any float dtype. In bfloat16 features and the sums over keys are rounded to it between
+      the two products; exponents, products and the ratio are float32.
     key: same dtype as the query.
-    value: same dtype as the query.
+    value: same dtype as the query; finite at masked positions too.
     omega: frequencies of the kernel; None for features='elu' and 'relu'.
     features: 'positive' (eq. 9), 'softmax' (Performer's), 'fourier' (eq. 3), 'elu' (elu(x) + 1) or
       'relu' (relu(x) + 0.001).
@@ -77,8 +78,7 @@ def kernel_attention(
   """
   if implementation not in ('auto', 'xla'):
     raise ValueError(f"implementation must be 'auto' or 'xla', got {implementation!r}")
-  sums = causal_sums if causal else attention_sums
-  numerator, denominator = sums(
+  numerator, denominator = (causal_sums if causal else attention_sums)(
     query,
     key,
     value,
@@ -88,7 +88,12 @@ def kernel_attention(
     smoothing=smoothing,
     log_weight=log_weight,
   )
-  return divide(numerator, denominator).astype(query.dtype)
+  return _ratio(numerator, denominator, query, omega, features)
+
+
+def _ratio(numerator, denominator, query, omega, features):
+  floor = denominator_floor(features, 0 if omega is None else omega.shape[1])
+  return divide(numerator, denominator, floor).astype(query.dtype)
 
 
 class KernelAttention(nn.Module):
@@ -101,12 +106,13 @@ class KernelAttention(nn.Module):
     sampler: module that returns omega [H, M, D] when called with H and D, such as
       `kl_flax.GaussianMixture`; None for features='elu' and 'relu'.
     features: 'positive', 'softmax', 'fourier', 'elu' or 'relu'.
-    smoothing: see `kernel_attention`.
+    smoothing: see `kernel_attention`; None is 1 for Fourier features, whose outputs can be
+      arbitrarily large for less, and 0 for the others.
     causal: whether a position sees itself and earlier ones alone.
 
   >>> import jax, jax.numpy as jnp
   >>> from kl_flax.spectral import GaussianMixture
-  >>> attention = KernelAttention(GaussianMixture(8), 'fourier', smoothing=1.0)
+  >>> attention = KernelAttention(GaussianMixture(8), 'fourier')
   >>> x = jnp.ones((2, 6, 4, 16))
   >>> rngs = {'params': jax.random.key(0), 'spectral': jax.random.key(1)}
   >>> out, variables = attention.init_with_output(rngs, x, x, x)
@@ -116,7 +122,7 @@ class KernelAttention(nn.Module):
 
   sampler: nn.Module | None
   features: FeatureMap = 'positive'
-  smoothing: float = 0.0
+  smoothing: float | None = None
   causal: bool = False
 
   @nn.compact
@@ -134,6 +140,9 @@ class KernelAttention(nn.Module):
     omega, log_weight = None, None
     if self.sampler is not None:
       omega, log_weight = as_weighted(self.sampler(query.shape[2], query.shape[3]))
+    smoothing = self.smoothing
+    if smoothing is None:
+      smoothing = DEFAULT_SMOOTHING.get(self.features, 0.0)
     numerator, denominator = (causal_sums if self.causal else attention_sums)(
       query,
       key,
@@ -141,10 +150,17 @@ class KernelAttention(nn.Module):
       omega,
       features=self.features,
       key_mask=key_mask,
-      smoothing=self.smoothing,
+      smoothing=smoothing,
       log_weight=log_weight,
     )
-    # Whoever trains should see how often the estimate of a positive quantity is none.
     if self.features == 'fourier' and not self.is_initializing():
-      self.sow('diagnostics', 'nonpositive_denominators', jnp.mean(denominator <= 0))
-    return divide(numerator, denominator).astype(query.dtype)
+      self._sow_nonpositive(denominator, key_mask)
+    return _ratio(numerator, denominator, query, omega, self.features)
+
+  def _sow_nonpositive(self, denominator, key_mask):
+    """Let whoever trains see how often the estimate of a positive quantity is none."""
+    valid = jnp.ones(denominator.shape, bool)
+    if key_mask is not None:  # Examples without any valid key estimate nothing.
+      valid &= jnp.any(key_mask, axis=1)[:, None, None, None]
+    count = jnp.sum((denominator <= 0) & valid) / jnp.maximum(jnp.sum(valid), 1)
+    self.sow('diagnostics', 'nonpositive_denominators', count)

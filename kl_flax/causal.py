@@ -30,12 +30,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kl_flax.numerics import divide, einsum_float32
+from kl_flax.numerics import divide, einsum_float32, product_dtype
 from kl_flax.sums import (
   FEATURE_MAPS,
   NORM_FACTOR,
   FeatureMap,
   check_inputs,
+  denominator_floor,
   log_features,
   plain_features,
   smoothing_weight,
@@ -55,7 +56,7 @@ class DecodingState(NamedTuple):
     sums: float32 [b, h, n, e + 1], sum over earlier keys of phi(k) (v, 1), over exp(shift).
     total: float32 [b, h, e + 1], sum over earlier keys of (v, 1).
     shift: float32 [b, h, n], maximum over earlier keys of log phi(k), −inf without any; None
-      for features that need no shift ('fourier', 'elu').
+      for features that need no shift ('fourier', 'elu', 'relu').
   """
 
   sums: Float[Array, 'b h n e+1']
@@ -151,7 +152,8 @@ def decode_step(
     features=features,
     smoothing=smoothing,
   )
-  return state, divide(sums[:, 0, :, :-1], sums[:, 0, :, -1:]).astype(query.dtype)
+  floor = denominator_floor(features, 0 if omega is None else omega.shape[1])
+  return state, divide(sums[:, 0, :, :-1], sums[:, 0, :, -1:], floor).astype(query.dtype)
 
 
 def causal_sums(
@@ -220,12 +222,12 @@ def _in_chunks(x, chunk):
 
 def _attend(state, query, key, value, mask, omega, log_weight, *, features, smoothing):
   """Return the state after a chunk, and the sums of its queries with the normaliser last."""
-  dtype = query.dtype
+  dtype = product_dtype(query.dtype)
   weigh = _weigh_log_features if features in NORM_FACTOR else _weigh_plain_features
   weights, phi_q, phi_k, constant, shift, decay = weigh(
     state, query, key, mask, omega, log_weight, features=features, smoothing=smoothing
   )
-  value = jnp.swapaxes(with_ones(value), 1, 2)
+  value = jnp.swapaxes(with_ones(value.astype(dtype)), 1, 2)
   visible = jnp.tri(query.shape[1], dtype=bool) & mask[:, None, None]
   weights = jnp.where(visible, weights + constant, 0).astype(dtype)
   out = einsum_float32('bhij,bhje->bhie', weights, value)
@@ -243,7 +245,8 @@ def _weigh_plain_features(state, query, key, mask, omega, log_weight, *, feature
   phi_q, phi_k = plain_features(query, key, omega, features=features, log_weight=log_weight)
   phi_q, phi_k = jnp.swapaxes(phi_q, 1, 2), jnp.swapaxes(phi_k, 1, 2)
   phi_k = jnp.where(mask[:, None, :, None], phi_k, 0)
-  weights = einsum_float32('bhin,bhjn->bhij', phi_q.astype(query.dtype), phi_k.astype(query.dtype))
+  dtype = product_dtype(query.dtype)
+  weights = einsum_float32('bhin,bhjn->bhij', phi_q.astype(dtype), phi_k.astype(dtype))
   return weights, phi_q, phi_k, smoothing_weight(omega, smoothing), None, 1.0
 
 
@@ -268,7 +271,7 @@ def _weigh_log_features(state, query, key, mask, omega, log_weight, *, features,
     constant = jnp.exp(log_constant - _finite(shift_q))
   log_q -= _finite(shift_q)
 
-  weights = _weights_of_exponents(log_q, log_k, running, query.dtype)
+  weights = _weights_of_exponents(log_q, log_k, running, product_dtype(query.dtype))
 
   shift = running[:, :, -1]
   phi_q = jnp.exp(log_q + state.shift[:, :, None])

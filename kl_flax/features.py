@@ -88,10 +88,14 @@ def softmax_features(
 
 
 def elu_features(x: Float[Array, 'b l h d']) -> Float[Array, 'b l h d']:
-  """Return elu(x) + 1, the positive map of the linear Transformer (Katharopoulos et al. 2020)."""
-  return jax.nn.elu(x) + 1
+  """Return elu(x) + 1, the positive map of the linear Transformer (Katharopoulos et al. 2020).
+
+  float32, as e^x where x is negative: elu itself would round to −1 what adding 1 cannot bring back.
+  """
+  x = x.astype(jnp.float32)
+  return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
 
 
 def relu_features(x: Float[Array, 'b l h d']) -> Float[Array, 'b l h d']:
-  """Return relu(x) + 0.001, the "generalized" attention of LRA's Performer."""
-  return jax.nn.relu(x) + 0.001
+  """Return relu(x) + 0.001, float32: the "generalized" attention of LRA's Performer."""
+  return jax.nn.relu(x.astype(jnp.float32)) + 0.001

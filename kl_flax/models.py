@@ -22,7 +22,7 @@ from kl_flax.fastfood import FastFood, Learned
 from kl_flax.heads import Classifier
 from kl_flax.orthogonal import Gaussian, OrthogonalGaussian, StructuredOrthogonal
 from kl_flax.spectral import Covariance, GaussianMixture, Generator
-from kl_flax.sums import FeatureMap
+from kl_flax.sums import DEFAULT_SMOOTHING, FeatureMap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,7 @@ class AttentionRow:
     return {p.name: p.default for p in inspect.signature(self.make).parameters.values()}
 
 
-# The authors' code smooths Fourier features with c = 1; positive features need none.
-_SMOOTHING = {'fourier': 1.0, 'positive': 0.0}
+_SMOOTHING = {'positive': 0.0} | DEFAULT_SMOOTHING
 
 
 def _gmm(features: FeatureMap, covariance: Covariance) -> AttentionRow:
@@ -69,6 +68,8 @@ def _gmm(features: FeatureMap, covariance: Covariance) -> AttentionRow:
         'antithetic=True repeats what tied components have: cos is even, so (n, mu) and '
         '(−n, −mu) are one Fourier feature; set tied=False or antithetic=False'
       )
+    if features == 'fourier' and typical_norm:
+      raise ValueError('typical_norm stretches draws for positive features; it hurts Fourier ones')
     sampler = GaussianMixture(
       num_frequencies, num_components, covariance, tied, weights, shared_noise, antithetic,
       typical_norm, parent=None,

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kl_flax.features import elu_features, relu_features
 from kl_flax.numerics import divide
-from kl_flax.sums import NORM_FACTOR, FeatureMap, check_inputs
+from kl_flax.sums import NORM_FACTOR, FeatureMap, check_inputs, denominator_floor
 
 
 def naive_kernel_attention(
@@ -66,9 +65,10 @@ def naive_attention_weights(
   if causal:
     valid &= (jnp.arange(query.shape[1])[:, None] >= jnp.arange(key.shape[1]))[None, :, :, None]
   if features == 'elu':
-    kernel = jnp.einsum('blhd,bshd->blsh', elu_features(query), elu_features(key))
+    phi_q, phi_k = (jnp.where(x > 0, 1 + x, jnp.exp(x)) for x in (query, key))
+    kernel = jnp.einsum('blhd,bshd->blsh', phi_q, phi_k)
   elif features == 'relu':
-    phi_q, phi_k = (relu_features(x * x.shape[-1] ** -0.25) for x in (query, key))
+    phi_q, phi_k = (jnp.maximum(x * x.shape[-1] ** -0.25, 0) + 1e-3 for x in (query, key))
     kernel = jnp.einsum('blhd,bshd->blsh', phi_q, phi_k)
   else:
     head_dim, omega = query.shape[-1], omega.astype(wide)
@@ -83,7 +83,7 @@ def naive_attention_weights(
     angle = jnp.einsum('blshd,hmd->blshm', query - key, omega)
     kernel = jnp.mean(jnp.exp(log_weight) * jnp.cos(angle), axis=-1)
   kernel = jnp.where(valid, kernel + smoothing**2, 0)
-  return divide(kernel, jnp.sum(kernel, axis=2, keepdims=True))
+  return divide(kernel, jnp.sum(kernel, axis=2, keepdims=True), denominator_floor(features, 1))
 
 
 def _log_kernel(query, key, omega, log_weight, norm_factor):

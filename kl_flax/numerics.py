@@ -6,21 +6,40 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Below this, a denominator (per frequency) is taken as zero. It can be met only by Fourier
-# features with smoothing below 1 and by rows without any valid key.
-_TINY = 1e-6
-
 
 def einsum_float32(
   spec: str, a: Float[Array, '...'], b: Float[Array, '...']
 ) -> Float[Array, '...']:
-  """Return the product, accumulated and returned in float32 whatever the operands' type."""
+  """Return the product, accumulated and returned in float32 whatever the operands' type.
+
+  Operands of 32 bits are taken as they are: TF32, the default of GPUs, would keep 10 of their bits.
+  """
   if jax.default_backend() == 'cpu':  # It lacks some products from 16 bits to 32.
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+  wide = a.dtype == b.dtype == jnp.float32
+  precision = jax.lax.Precision.HIGHEST if wide else None
+  return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
-def divide(numerator: Float[Array, '*b'], denominator: Float[Array, '*#b']) -> Float[Array, '*b']:
-  """Return the ratio, with denominators kept away from zero (their sign stays)."""
-  floor = jnp.where(denominator < 0, -_TINY, _TINY)
-  return numerator / jnp.where(jnp.abs(denominator) < _TINY, floor, denominator)
+def product_dtype(dtype: jnp.dtype) -> jnp.dtype:
+  """Return the type that features and sums are held in between products.
+
+  bfloat16 stays. float16 does not: sums over thousands of keys exceed its largest value.
+  """
+  return dtype if dtype == jnp.bfloat16 else jnp.promote_types(dtype, jnp.float32)
+
+
+def divide(
+  numerator: Float[Array, '*b'], denominator: Float[Array, '*#b'], floor: float = 0.0
+) -> Float[Array, '*b']:
+  """Return the ratio; zero where both are zero, as in rows without any valid key.
+
+  Args:
+    numerator: any shape.
+    denominator: broadcasts against it.
+    floor: denominators below it in absolute value are replaced by it; their sign stays.
+  """
+  if floor:
+    signed = jnp.where(denominator < 0, -floor, floor)
+    return numerator / jnp.where(jnp.abs(denominator) < floor, signed, denominator)
+  return numerator / jnp.where(denominator == 0, 1, denominator)

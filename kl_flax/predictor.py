@@ -109,7 +109,7 @@ class Predictor:
         and counted in the log.
 
     Raises:
-      ValueError: for no input at all, or one that the tokenizer does not understand.
+      ValueError: for no input at all, an empty one, or one that the tokenizer does not understand.
     """
     inputs = [inputs] if isinstance(inputs, str) else list(inputs)
     if not inputs:
@@ -136,9 +136,12 @@ class Predictor:
 
   def _encode(self, index: int, text: str) -> np.ndarray:
     try:
-      return self.tokenizer.encode(text)
+      tokens = self.tokenizer.encode(text)
     except (TypeError, ValueError) as error:
       raise type(error)(f'input {index}: {error}') from None
+    if not len(tokens):
+      raise ValueError(f'input {index}: no tokens in {text!r}')
+    return tokens
 
   def _bucket(self, length: int) -> int:
     longest = self.model.encoder.max_length

@@ -60,7 +60,7 @@ def gmm_frequencies(
   num_heads, num_components, head_dim = mean.shape
   noise = jnp.broadcast_to(noise, (num_heads, num_components, *noise.shape[2:]))
   if scale.ndim == 4:
-    scaled = jnp.einsum('hcde,hcne->hcnd', scale, noise)
+    scaled = jnp.einsum('hcde,hcne->hcnd', scale, noise, precision='highest')
   else:
     scaled = scale[:, :, None, :] * noise
   omega = scaled + mean[:, :, None, :]
@@ -131,6 +131,8 @@ class GaussianMixture(nn.Module):
         f'num_frequencies={self.num_frequencies} must be a multiple of '
         f'num_components={self.num_components}: every component draws equally many'
       )
+    if self.typical_norm < 0:
+      raise ValueError(f'typical_norm must be at least 0, got {self.typical_norm}')
     check_pairs(self.num_frequencies // self.num_components, self.antithetic, 'of each component')
 
   @nn.compact
@@ -223,9 +225,9 @@ class Generator(nn.Module):
       noise = jax.random.normal(self.make_rng('spectral'), shape)
     x = noise
     for i in range(self.num_layers):
-      x = nn.Dense(head_dim, name=f'dense_{i}')(x)
+      x = nn.Dense(head_dim, precision='highest', name=f'dense_{i}')(x)
       x = nn.leaky_relu(SampleNorm(name=f'norm_{i}')(x))
-    omega = jnp.tanh(nn.Dense(head_dim, name='out')(x))
+    omega = jnp.tanh(nn.Dense(head_dim, precision='highest', name='out')(x))
     return jnp.broadcast_to(omega, (num_heads, *omega.shape[1:]))
 
 
@@ -297,7 +299,7 @@ def optimal_stretch(typical_norm: float, head_dim: int) -> float:
   if typical_norm == 0:
     return 0.0
   b = 2 * typical_norm + head_dim
-  r = (math.sqrt(b**2 + 8 * typical_norm * head_dim) - b) / (4 * typical_norm)
+  r = 2 * head_dim / (math.sqrt(b**2 + 8 * typical_norm * head_dim) + b)
   return (1 - 1 / r) / 8
 
 

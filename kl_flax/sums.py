@@ -15,10 +15,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from kl_flax.features import elu_features, project, relu_features, squared_norm
-from kl_flax.numerics import einsum_float32
+from kl_flax.numerics import einsum_float32, product_dtype
 
 FeatureMap = Literal['positive', 'softmax', 'fourier', 'elu', 'relu']
 FEATURE_MAPS = get_args(FeatureMap)
+# c by default: the authors' code smooths Fourier features with 1; positive features need none.
+DEFAULT_SMOOTHING = {'fourier': 1.0}
 # The maps without frequencies.
 DETERMINISTIC = ('elu', 'relu')
 # The maps that are computed in log space, and the factor of |x|² in their exponent.
@@ -53,14 +55,23 @@ def attention_sums(
     phi_k = phi_k if mask is None else jnp.where(mask, phi_k, 0)
     constant = smoothing_weight(omega, smoothing)
   # A column of ones beside the values brings the normaliser out of the same two products.
-  value = with_ones(value)
-  dtype = query.dtype
+  dtype = product_dtype(query.dtype)
+  value = with_ones(value.astype(dtype))
   state = einsum_float32('bshm,bshe->bhme', phi_k.astype(dtype), value)
   sums = einsum_float32('blhm,bhme->blhe', phi_q.astype(dtype), state.astype(dtype))
   if smoothing:
     total = value if mask is None else jnp.where(mask, value, 0)
     sums = sums + constant * jnp.sum(total, axis=1, keepdims=True, dtype=jnp.float32)
   return sums[..., :-1], sums[..., -1:]
+
+
+def denominator_floor(features: FeatureMap, num_frequencies: int) -> float:
+  """Return the least denominator that is believed.
+
+  Sums of positive terms are exact down to the smallest of them. Fourier estimates may cancel: what
+  is below 1e-6 of a single kernel value of 1 is noise.
+  """
+  return 1e-6 * num_frequencies if features == 'fourier' else 0.0
 
 
 def with_ones(value: Float[Array, 'b s h e']) -> Float[Array, 'b s h e+1']:

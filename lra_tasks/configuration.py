@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -182,6 +183,27 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
   return dict(sorted(fields.items()))
 
 
+def find_unknown_field(argv: Iterable[str]) -> str | None:
+  """Return a message about the first `--config.FIELD=...` of a command line that does not exist.
+
+  >>> find_unknown_field(['--config=configs/listops.py:gmm_prf', '--config.batchsize=1'])[:68]
+  "unknown config field 'batchsize' (did you mean 'batch_size'?); known"
+  """
+  argv = list(argv)
+  model = next((re.search(r'\.py:(\w+)', a) for a in argv if a.startswith('--config=')), None)
+  for argument in argv:
+    if not argument.startswith('--config.'):
+      continue
+    name, _, option = argument.partition('=')[0].removeprefix('--config.').partition('.')
+    if name not in DEFAULTS and name not in NESTED:
+      return unknown_name('config field', name, [*DEFAULTS, *NESTED])
+    if name == 'attention' and model:
+      known = _own_options(model.group(1))
+      if option not in known:
+        return unknown_name(f'attention option of {model.group(1)}', option, known)
+  return None
+
+
 def model_arguments(fields: Mapping[str, Any]) -> dict[str, Any]:
   """Return the keyword arguments of `kl_flax.make_classifier` (JSON-able) for a resolved config.
 
@@ -226,9 +248,19 @@ def data_options(task: str, values: Mapping[str, Any]) -> Any:
   return get_task(task).data_options(**values)
 
 
+def essential_options(model_type: str, options: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the options of a mechanism that differ from its defaults.
+
+  Runs are told apart by these alone: an option that a later version adds changes none of them.
+  """
+  defaults = get_row(model_type).options
+  return {k: v for k, v in options.items() if k not in defaults or v != defaults[k]}
+
+
 def config_id(fields: Mapping[str, Any]) -> str:
   """Return a digest that is equal for repetitions of one experiment: all but REPETITION."""
   rest = {k: v for k, v in fields.items() if k not in REPETITION}
+  rest['attention'] = essential_options(fields['model_type'], fields['attention'])
   return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -120,6 +120,9 @@ def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
   identity = json.loads(json.dumps({name: description[name] for name in _IDENTITY}))
   for name in _FREE:
     identity['config'].pop(name, None)
+  for part in (identity['config'], identity['model']):
+    if 'attention' in part:
+      part['attention'] = configuration.essential_options(part['model_type'], part['attention'])
   return identity
 
 

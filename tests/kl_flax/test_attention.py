@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from twins import assert_equal_twins
 
 from kl_flax.attention import KernelAttention, kernel_attention
+from kl_flax.features import project
 from kl_flax.naive import naive_attention_weights, naive_kernel_attention
 from kl_flax.spectral import GaussianMixture
 from kl_flax.sums import DETERMINISTIC, FEATURE_MAPS, check_inputs
@@ -263,3 +264,51 @@ def test_module_noise_is_a_function_of_the_spectral_key():
   run = lambda seed: attention.apply(variables, x, x, x, rngs={'spectral': jax.random.key(seed)})
   np.testing.assert_array_equal(run(5), run(5))
   assert np.any(run(5) != run(6))
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('features', ['elu', 'relu', 'positive'])
+def test_one_key_gives_its_value_however_small_its_features(features, dtype):
+  """elu(−10) + 1 is 5e-5; rounded to bfloat16 before the 1 is added it would be 0."""
+  x = jnp.full((1, 1, 1, 64), -10.0, dtype)
+  omega = None if features in DETERMINISTIC else jnp.ones((1, 4, 64))
+  out = kernel_attention(x, x, jnp.full((1, 1, 1, 3), 2.0, dtype), omega, features=features)
+  np.testing.assert_allclose(
+    np.asarray(out, np.float32), 2.0, rtol=1e-2 if dtype != jnp.float32 else 1e-5
+  )
+
+
+def test_float16_sums_do_not_overflow():
+  x = jnp.ones((1, 16_384, 1, 4), jnp.float16)
+  for features in ('fourier', 'elu'):
+    omega = jnp.ones((1, 4, 4)) if features == 'fourier' else None
+    out = kernel_attention(x, x, 10 * x, omega, features=features)
+    assert out.dtype == jnp.float16
+    np.testing.assert_allclose(np.asarray(out, np.float32), 10, rtol=1e-2)
+
+
+def test_fourier_features_of_the_module_are_smoothed_by_default():
+  x = 2 * jax.random.normal(jax.random.key(0), (2, 50, 1, 8))
+  attention = KernelAttention(GaussianMixture(16), 'fourier')
+  rngs = {'params': jax.random.key(1), 'spectral': jax.random.key(2)}
+  mask = jnp.ones((2, 50), bool).at[1].set(False)
+  (out, state) = attention.init_with_output(rngs, x, x[::-1], x)
+  assert np.max(np.abs(out)) < 1e3
+  explicit = KernelAttention(GaussianMixture(16), 'fourier', smoothing=1.0)
+  np.testing.assert_array_equal(explicit.apply(state, x, x[::-1], x, rngs=rngs), out)
+  # An example without any valid key is no estimate that failed.
+  _, sown = attention.apply(state, x, x[::-1], x, mask, rngs=rngs, mutable=['diagnostics'])
+  assert sown['diagnostics']['nonpositive_denominators'] == (0,)
+
+
+@pytest.mark.parametrize('name', ['project', 'sums'])
+def test_float32_products_ask_for_full_precision(name):
+  """On GPUs the default is TF32."""
+  inputs, _ = make_inputs(0)
+  if name == 'project':
+    text = jax.jit(project).lower(inputs['query'], inputs['omega']).as_text()
+  else:
+    text = jax.jit(kernel_attention).lower(**inputs).as_text()
+  products = [line for line in text.splitlines() if 'dot_general' in line]
+  assert products
+  assert all('precision = [HIGHEST, HIGHEST]' in line for line in products)

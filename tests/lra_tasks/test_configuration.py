@@ -178,3 +178,12 @@ def test_a_changed_preset_is_marked():
   assert resolve(config)['preset'] == 'paper'  # A repetition, written to disk more often.
   config.eval_samples = 1
   assert resolve(config)['preset'] == 'paper*'
+
+
+def test_options_at_their_defaults_tell_no_runs_apart():
+  """A later version may add options: older runs can then still be continued and compared."""
+  fields = resolve(get_config('listops', 'gmm_prf'))
+  older = fields | {'attention': {'num_frequencies': 256, 'smoothing': 0.0}}
+  assert configuration.config_id(older) == configuration.config_id(fields)
+  other = fields | {'attention': fields['attention'] | {'antithetic': True}}
+  assert configuration.config_id(other) != configuration.config_id(fields)
