@@ -4,7 +4,7 @@
 
 For each sampler: root mean squared relative error of the kernel of random pairs, by closed form
 where there is one and measured over many draws everywhere. The first rows of a table estimate the
-Gaussian kernel, the last two a mixture's. 'closed form' is that of the variance: the structured
+Gaussian kernel, the last ones a mixture's (with unequal weights another one). 'closed form' is that of the variance: the structured
 frequencies alone have a bias too, which is part of what is measured.
 """
 
@@ -60,6 +60,9 @@ def mixture_samplers(num_frequencies: int) -> Mapping[str, nn.Module]:
     'mixture, shared noise (means deterministic)': GaussianMixture(
       m, tied=False, shared_noise=True
     ),
+    'mixture, own noise, learned weights 0.9 and 0.1': GaussianMixture(
+      m, tied=False, weights='learned'
+    ),
   }
 
 
@@ -100,6 +103,7 @@ def table(
   pair = {
     'mean': np.stack([mean, -mean])[None].astype(np.float32),
     'scale': np.broadcast_to(np.eye(head_dim, dtype=np.float32), (1, 2, head_dim, head_dim)),
+    'weight_logits': np.log([[0.9, 0.1]]).astype(np.float32),
   }
   groups = [
     (gaussian_samplers(num_frequencies, features, norm), {}),

@@ -31,17 +31,25 @@ class Estimate(NamedTuple):
   """What an estimator of a kernel gives, for n pairs of query and key.
 
   Attributes:
-    kernel: float64[n], its expectation, the exact kernel.
-    mse: float64[n], its mean squared error, which is its variance.
+    scaled_kernel: float64[n], its expectation, the exact kernel, over exp(log_scale).
+    relative_error: float64[n], root mean squared error over |kernel|; it stays meaningful where
+      the kernel itself is too small for a float.
+    log_scale: float64[n]; 0 for Fourier features.
   """
 
-  kernel: np.ndarray
-  mse: np.ndarray
+  scaled_kernel: np.ndarray
+  relative_error: np.ndarray
+  log_scale: np.ndarray
 
   @property
-  def relative_error(self) -> np.ndarray:
-    """Root mean squared error over |kernel|, float64[n]."""
-    return np.sqrt(self.mse) / np.abs(self.kernel)
+  def kernel(self) -> np.ndarray:
+    """The exact kernel, float64[n]; it may underflow."""
+    return np.exp(self.log_scale) * self.scaled_kernel
+
+  @property
+  def mse(self) -> np.ndarray:
+    """Mean squared error, which is the variance, float64[n]."""
+    return (self.relative_error * self.kernel) ** 2
 
 
 def mixture_estimate(
@@ -95,10 +103,18 @@ def mixture_estimate(
     a = scale[:, None] * z
   b = np.einsum('ci,ni->cn', mean, z)
 
-  def moment(a, b, stretch=1.0):
-    """Return E g(nᵀa + b) with the covariance of n multiplied by `stretch`."""
+  # Exponentials are taken relative to the largest component's mean, or they would overflow.
+  reference = np.zeros(len(query))
+  if features != 'fourier':
+    reference = np.max(b + np.sum(a**2, axis=-1) / 2, axis=0)
+
+  def moment(a, b, stretch=1.0, power=1):
+    """Return E g(nᵀa + b) over exp(power · reference), n's covariance multiplied by `stretch`."""
     exponent = stretch * np.sum(a**2, axis=-1) / 2
-    return np.cos(b) * np.exp(-exponent) if features == 'fourier' else np.exp(b + exponent)
+    if features == 'fourier':
+      return np.cos(b) * np.exp(-exponent)
+    with np.errstate(over='ignore'):  # An infinite error is what it is.
+      return np.exp(b + exponent - power * reference)
 
   # Stretched draws: E w² g(sqrt(1 − 4A) nᵀa) is a Gaussian expectation too.
   stretch_a = optimal_stretch(typical_norm, head_dim)
@@ -107,7 +123,7 @@ def mixture_estimate(
 
   def product(c, d, sign):
     """Return E f_c(n) f_d(sign · n)."""
-    together = moment(a[c] + sign * a[d], b[c] + b[d], stretch)
+    together = moment(a[c] + sign * a[d], b[c] + b[d], stretch, power=2)
     if features != 'fourier':
       return weight * together
     apart = moment(a[c] - sign * a[d], b[c] - b[d], stretch)
@@ -123,19 +139,21 @@ def mixture_estimate(
       if antithetic:
         covariance += product(c, d, -1) - means[c] * means[d]
       variance += shares[c] * shares[d] * covariance
-  norm = np.exp(log_norm)
-  return Estimate(norm * (shares @ means), norm**2 * variance / num_noise)
+  mean = shares @ means
+  relative_error = np.sqrt(np.maximum(variance, 0) / num_noise) / np.abs(mean)
+  log_scale = log_norm + reference
+  return Estimate(mean, relative_error, log_scale)
 
 
 def fastfood_estimate(
   features: FeatureMap, query: np.ndarray, key: np.ndarray, num_frequencies: int
 ) -> Estimate:
-  """Return kernel and error of FastFood at its initial values (S as Le et al. draw it).
+  """Return the kernel of FastFood as Le et al. draw it, and a bound of its error.
 
   Each frequency is N(0, I) by itself, but those of one block depend on each other. For Fourier
   features `mse` is the upper bound of Le et al. 2013 (Theorem 9), (1/M) [(1 − e^(−|p|²))² / 2 +
-  6 |p|⁴ (e^(−|p|²) + |p|²/3)]. For positive features no bound is known to us; `mse` is that of M
-  independent frequencies, which the dependence exceeds.
+  6 |p|⁴ (e^(−|p|²) + |p|²/3)]. For positive features `mse` is a lower bound,
+  that of M independent frequencies; the error was less than twice as large wherever measured.
 
   Args:
     features: 'fourier', 'positive' or 'softmax'.
@@ -150,7 +168,8 @@ def fastfood_estimate(
     return independent
   norm = np.sum((np.asarray(key, np.float64) - query) ** 2, axis=1)
   dependence = 6 * norm**2 * (np.exp(-norm) + norm / 3)
-  return Estimate(independent.kernel, independent.mse + dependence / num_frequencies)
+  mse = independent.mse + dependence / num_frequencies
+  return independent._replace(relative_error=np.sqrt(mse) / independent.kernel)
 
 
 def covariance_eigenvalues(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -250,28 +269,31 @@ def approximation_report(
     np.asarray(x, np.float64)[batch, rng.integers(x.shape[1], size=num_pairs)] for x in (query, key)
   ]
   q, k = (np.swapaxes(x, 0, 1) * head_dim**-0.25 for x in rows)  # [H, n, D]
-  estimates = _draw_estimates(q, k, sampler, params or {}, features, num_draws, seed)
+  log_estimates = _draw_estimates(q, k, sampler, params or {}, features, num_draws, seed)
   exact = [_closed_form(features, q[h], k[h], sampler, params, h) for h in range(num_heads)]
-  kernel, predicted = np.mean(estimates, axis=0), None
   if exact[0] is not None:
-    kernel = np.stack([e.kernel for e in exact])
-    predicted = np.stack([e.relative_error for e in exact])
-  measured = np.sqrt(np.mean((estimates - kernel) ** 2, axis=0)) / np.abs(kernel)
+    log_scale = np.stack([e.log_scale for e in exact])
+  else:
+    log_scale = np.zeros(q.shape[:2]) if features == 'fourier' else np.max(log_estimates, axis=0)
+  estimates = log_estimates if features == 'fourier' else np.exp(log_estimates - log_scale)
+  mean = np.mean(estimates, axis=0)
+  if exact[0] is not None:
+    mean = np.stack([e.scaled_kernel for e in exact])
+  has_closed_form = exact[0] is not None and not _is_gaussian(sampler)
   return ApproximationReport(
-    kernel,
-    measured,
-    None if predicted is None or np.any(np.isnan(predicted)) else predicted,
+    np.exp(log_scale) * mean,
+    np.sqrt(np.mean((estimates / mean - 1) ** 2, axis=0)),
+    np.stack([e.relative_error for e in exact]) if has_closed_form else None,
     num_draws,
     np.array([_typical_norm(q[h] + k[h], params, h) for h in range(num_heads)]),
   )
 
 
 def _draw_estimates(q, k, sampler, params, features, num_draws, seed) -> np.ndarray:
-  """Return one estimate of each kernel value a draw, float64 [draws, H, n]."""
+  """Return one estimate of each kernel a draw, float64 [draws, H, n]; its log unless Fourier."""
   num_heads, _, head_dim = q.shape
   z = jnp.asarray(k - q if features == 'fourier' else k + q, jnp.float32)
   norm = -NORM_FACTOR.get(features, 0.0) * np.sum(q**2 + k**2, axis=-1)
-  norm = jnp.asarray(norm, jnp.float32)
   params = jax.tree.map(jnp.asarray, params)
 
   @jax.jit
@@ -282,18 +304,17 @@ def _draw_estimates(q, k, sampler, params, features, num_draws, seed) -> np.ndar
     product = jnp.einsum('hnd,hmd->hnm', z, omega, precision='highest')
     if features == 'fourier':
       return jnp.mean(jnp.exp(log_weight)[:, None] * jnp.cos(product), axis=-1)
-    return jnp.mean(jnp.exp(product + log_weight[:, None] + norm[..., None]), axis=-1)
+    return jax.nn.logsumexp(product + log_weight[:, None], axis=-1) - jnp.log(omega.shape[1])
 
   keys = jax.random.split(jax.random.key(seed), num_draws)
-  return np.asarray(jax.lax.map(draw, keys), np.float64)
+  return np.asarray(jax.lax.map(draw, keys), np.float64) + norm
 
 
 def _closed_form(features, q, k, sampler, params, head) -> Estimate | None:
-  """Return what a sampler should give, with NaN for an error of which no closed form is known."""
+  """Return what a sampler should give; of some (`_is_gaussian`) the kernel alone is meant."""
   mean, scale = np.zeros((1, q.shape[1])), np.ones((1, q.shape[1]))
   if _is_gaussian(sampler):
-    estimate = mixture_estimate(features, q, k, mean, scale, 1)
-    return estimate._replace(mse=np.full_like(estimate.mse, np.nan))
+    return mixture_estimate(features, q, k, mean, scale, 1)
   if isinstance(sampler, Gaussian):
     options = {'num_noise': sampler.num_frequencies}
   elif isinstance(sampler, GaussianMixture):

@@ -224,6 +224,24 @@ def test_report_prints_a_row_for_each_head():
   assert text.count('no closed form') == 3
 
 
+def test_large_norms_are_told_in_logs():
+  """exp(|o|²) is beyond float32 and the kernel below it: the error is not."""
+  q, k = normal(0, 2, 1, 5, 1, 16, scale=6.0)
+  report = approximation_report(q, k, GaussianMixture(8, 1, tied=False),
+    {'mean': np.zeros((1, 1, 16), np.float32), 'scale': np.eye(16, dtype=np.float32)[None, None]},
+    num_pairs=20, num_draws=50)  # fmt: skip
+  norm = report.typical_norm[0]
+  assert norm > 150
+  assert np.all(np.isfinite(report.measured))
+  assert (
+    np.exp(norm / 2) / 10
+    < np.exp(np.mean(np.log(report.predicted))) * 8**0.5
+    < 10 * np.exp(norm / 2)
+  )
+  # Tails that heavy are not met by any draw: nearly all estimates are far too small.
+  assert 0.9 < np.median(report.measured) < 1.1
+
+
 def test_report_names_what_does_not_fit():
   unchecked = getattr(approximation_report, '__wrapped__', approximation_report)
   with pytest.raises(ValueError, match=r'query and key must agree in all but length'):
