@@ -82,7 +82,43 @@ class SymbolTokenizer:
     return {'type': 'symbols', 'symbols': list(self.symbols), 'dropped': list(self.dropped)}
 
 
-Tokenizer = SymbolTokenizer  # A union once there is a second kind.
+@dataclasses.dataclass(frozen=True)
+class ByteTokenizer:
+  """Maps every byte to its value plus one, as LRA's Text and Retrieval do.
+
+  >>> ByteTokenizer().encode('é!').tolist()
+  [196, 170, 34]
+  """
+
+  @property
+  def vocab_size(self) -> int:
+    """Number of ids, padding included."""
+    return 257
+
+  def encode(self, text: str | bytes) -> np.ndarray:
+    """Return the ids of `text`, uint16[length], 1 to 256; strings are encoded as UTF-8.
+
+    Raises:
+      TypeError: if `text` is neither string nor bytes.
+      ValueError: if a string holds a lone surrogate, which UTF-8 cannot express.
+    """
+    if not isinstance(text, (str, bytes)):
+      raise TypeError(f'expected a string or bytes, got {type(text).__name__}: {text!r}')
+    if isinstance(text, str):
+      text = text.encode()
+    return np.frombuffer(text, np.uint8).astype(np.uint16) + np.uint16(1)
+
+  def decode(self, ids: np.ndarray) -> bytes:
+    """Return the bytes of `ids`; padding is left out."""
+    ids = np.asarray(ids)
+    return (ids[ids > 0] - 1).astype(np.uint8).tobytes()
+
+  def to_dict(self) -> dict[str, Any]:
+    """Return a JSON-able description, the input of `tokenizer_from_dict`."""
+    return {'type': 'bytes'}
+
+
+Tokenizer = SymbolTokenizer | ByteTokenizer
 
 
 def tokenizer_from_dict(description: dict[str, Any]) -> Tokenizer:
@@ -93,4 +129,6 @@ def tokenizer_from_dict(description: dict[str, Any]) -> Tokenizer:
   """
   if description['type'] == 'symbols':
     return SymbolTokenizer(tuple(description['symbols']), tuple(description['dropped']))
-  raise ValueError(f'unknown tokenizer type {description["type"]!r}; known: symbols')
+  if description['type'] == 'bytes':
+    return ByteTokenizer()
+  raise ValueError(f'unknown tokenizer type {description["type"]!r}; known: symbols, bytes')

@@ -174,6 +174,7 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
   _check_values(fields)
   if lra_file:
     attention = get_row(fields['model_type']).from_lra(model_kwargs) | attention
+    data = dict(get_task(task).lra_data) | data
   elif model_kwargs:
     raise ValueError('model_kwargs is for LRA files; here options stand under attention')
   fields['attention'] = _attention_options(fields['model_type'], attention)

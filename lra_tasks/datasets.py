@@ -9,6 +9,8 @@ import abc
 import contextlib
 import fcntl
 import hashlib
+import http
+import http.client
 import json
 import logging
 import os
@@ -16,8 +18,10 @@ import pathlib
 import re
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import rich.progress
 import tensorflow_datasets as tfds
@@ -53,10 +57,12 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   Attributes:
     DEFAULT_CONFIG: the benchmark's.
     DISK_SPACE: what the benchmark's data takes, in words.
+    reading: the split, in TFDS' notation, that is read in another's place; of those on disk.
   """
 
   DEFAULT_CONFIG: ClassVar[tfds.core.BuilderConfig | None] = None
   DISK_SPACE: ClassVar[str] = ''
+  reading: Mapping[str, str] = {}
 
   def __init__(self, *, file_format: Any = 'array_record', **kwargs: Any):
     """Build; array_record can be written and read without TensorFlow."""
@@ -70,6 +76,15 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   @abc.abstractmethod
   def _make_splits(self, dl_manager: Any) -> Mapping[str, Iterable[Iterable[Any]]]:
     """Return the examples of each split; an example is its values in the order of the features."""
+
+  @property
+  def validation_is_test(self) -> bool:
+    """Whether the test split serves for validation."""
+    return self.reading.get('validation') == 'test'
+
+  def as_data_source(self, split: str | None = None, **kwargs: Any) -> Any:
+    """Return the examples of a split, as `reading` has it."""
+    return super().as_data_source(self.reading.get(split, split), **kwargs)
 
   @property
   def root(self) -> str:
@@ -178,6 +193,90 @@ def prepare(builder: Builder) -> None:
     ) from error
   seconds = time.monotonic() - start
   logger.info('%s: prepared %s in %.1f s', builder.name, builder.data_path, seconds)
+
+
+def fetch(url: str, path: str | os.PathLike[str], sha256: str | None = None) -> str:
+  """Download a file, unless it is there, and return its path.
+
+  What an interrupted call has received lies in `path` + '.incomplete'; the next call goes on from
+  there if a checksum can tell whether the parts belong together.
+
+  Args:
+    url: where it lies.
+    path: where it shall lie.
+    sha256: its checksum, hexadecimal.
+
+  Raises:
+    OSError: if it cannot be downloaded; the message says what to do instead.
+    ValueError: if its contents are not those of the checksum.
+  """
+  path = os.fspath(path)
+  if not os.path.exists(path):
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    unfinished = f'{path}.incomplete'
+    _download(url, unfinished, path, resume=sha256 is not None)
+    try:
+      _check_sha256(unfinished, sha256, f'what {url} gave is deleted; try again')
+    except ValueError:
+      os.remove(unfinished)  # Nothing to go on from.
+      raise
+    os.replace(unfinished, path)
+  else:
+    _check_sha256(path, sha256, f'replace it by {url}')
+  return path
+
+
+def _check_sha256(path: str, sha256: str | None, way_out: str) -> None:
+  if sha256 is not None and (found := _digest(path).hex()) != sha256:
+    raise ValueError(f'{path} is damaged: expected SHA-256 {sha256}, found {found}; {way_out}')
+
+
+def _download(url: str, unfinished: str, path: str, *, resume: bool) -> None:
+  start = os.path.getsize(unfinished) if resume and os.path.exists(unfinished) else 0
+  headers = {'User-Agent': 'kl_flax'} | ({'Range': f'bytes={start}-'} if start else {})
+
+  def fail(problem: object, done: int = 0) -> NoReturn:
+    again = f' ({done} bytes are there: the same command goes on)' if done and resume else ''
+    raise OSError(
+      f'cannot download {url}: {problem}{again}. Fetch it by other means and put it there as '
+      f'{path}, or name it by --source'
+    )
+
+  try:
+    response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
+  except urllib.error.HTTPError as error:
+    if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:
+      error.close()
+      os.remove(unfinished)  # No beginning of this file: it is longer, or all of it.
+      return _download(url, unfinished, path, resume=resume)
+    error.close()
+    fail(f'{error.code} {error.reason}', start)
+  except (OSError, http.client.HTTPException) as error:
+    fail(getattr(error, 'reason', error), start)
+  with response:
+    if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+      start = 0  # The server sends the whole file whatever it is asked.
+    length = response.headers.get('Content-Length')
+    total = None if length is None else start + int(length)
+    logger.info('downloading %s to %s', url, path)
+    with (
+      open(unfinished, 'ab' if start else 'wb') as file,
+      show_progress(f'downloading {os.path.basename(path)}', total) as advance,
+    ):
+      advance(start)
+      while True:
+        try:
+          chunk = response.read1(2**18)
+        except http.client.IncompleteRead:
+          break  # As some versions of Python report what others end with.
+        except (OSError, http.client.HTTPException) as error:
+          fail(error, file.tell())
+        if not chunk:
+          break
+        file.write(chunk)  # A full disk is the caller's to report.
+        advance(len(chunk))
+      if total is not None and file.tell() < total:
+        fail(f'the connection ended after {file.tell()} of {total} bytes', file.tell())
 
 
 def _is_prepared(builder: Builder) -> bool:

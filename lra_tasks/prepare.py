@@ -29,7 +29,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   )
   define('task', None, f'The task: {", ".join(TASKS)}.')
   define('data_dir', '~/.cache/kl_flax/data', 'Where prepared data sets are kept.')
-  define('source', None, 'Directory of the raw data to prepare from, if not data_dir.')
+  define('source', None, 'Directory or archive of the raw data, if not in data_dir.')
   define('task_name', None, "LRA's name of the data set within the task.")
 
 

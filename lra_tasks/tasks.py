@@ -12,7 +12,7 @@ from typing import Any
 
 from kl_flax.errors import unknown_name
 from kl_flax.tokenizers import Tokenizer
-from lra_tasks import listops
+from lra_tasks import listops, text
 from lra_tasks.datasets import Builder
 
 
@@ -30,6 +30,7 @@ class TaskSpec:
     is_benchmark: builder -> whether results on it may stand beside published ones.
     task_name: LRA's default of the flag --task_name.
     base_model: sizes of LRA's base Transformer, which the 10 % rule measures against.
+    lra_data: data options that LRA's own config files imply, where they are not the defaults.
   """
 
   name: str
@@ -40,6 +41,7 @@ class TaskSpec:
   is_benchmark: Callable[[Builder], bool]
   task_name: str
   base_model: Mapping[str, Any]
+  lra_data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 TASKS: dict[str, TaskSpec] = {
@@ -62,6 +64,25 @@ TASKS: dict[str, TaskSpec] = {
         'max_length': 2000,
         'learn_pos_emb': False,
       },
+    ),
+    TaskSpec(
+      name='text',
+      num_classes=2,
+      tokenizer=text.TOKENIZER,
+      data_options=text.TextData,
+      make_builder=text.make_builder,
+      is_benchmark=text.is_benchmark,
+      task_name='imdb_reviews',
+      base_model={
+        'emb_dim': 256,
+        'num_heads': 4,
+        'num_layers': 4,
+        'qkv_dim': 256,
+        'mlp_dim': 1024,
+        'max_length': 1000,
+        'learn_pos_emb': False,
+      },
+      lra_data={'validation': 'test'},
     ),
   ]
 }

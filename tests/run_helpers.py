@@ -104,9 +104,12 @@ def kill_at(process, condition):
   process.communicate()
 
 
-def run_here(shared, model_dir, *, argument='gmm_prf,tiny', source=None, test_only=False, **fields):
+def run_here(
+  shared, model_dir, *, task='listops', argument='gmm_prf,tiny', source=None, test_only=False,
+  **fields,
+):  # fmt: skip
   """Run in this process, on its two simulated devices."""
-  spec = importlib.util.spec_from_file_location('listops_config', ROOT / 'configs/listops.py')
+  spec = importlib.util.spec_from_file_location(f'{task}_config', ROOT / f'configs/{task}.py')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   resolved = configuration.resolve(module.get_config(argument))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kl_flax.tokenizers import SymbolTokenizer, tokenizer_from_dict
+from kl_flax.tokenizers import ByteTokenizer, SymbolTokenizer, tokenizer_from_dict
 
 TOKENIZER = SymbolTokenizer(('[MIN', '[MAX', ']', '7', '10'), dropped=('(', ')'))
 
@@ -51,8 +51,8 @@ def test_description_survives_json():
 
 
 def test_unknown_types_are_an_error():
-  with pytest.raises(ValueError, match="unknown tokenizer type 'bytes'; known: symbols"):
-    tokenizer_from_dict({'type': 'bytes', 'symbols': [], 'dropped': []})
+  with pytest.raises(ValueError, match="unknown tokenizer type 'words'; known: symbols, bytes"):
+    tokenizer_from_dict({'type': 'words', 'symbols': [], 'dropped': []})
 
 
 def test_more_symbols_than_bytes_have_values():
@@ -64,3 +64,28 @@ def test_more_symbols_than_bytes_have_values():
 def test_dropped_characters_must_not_tear_symbols_apart():
   with pytest.raises(ValueError, match="dropped 's' is part of the symbol 'sin'"):
     SymbolTokenizer(('sin', 'cos'), dropped=('s',))
+
+
+@given(st.binary())
+def test_bytes_come_back(text):
+  ids = ByteTokenizer().encode(text)
+  assert (ids.dtype, ids.shape) == (np.uint16, (len(text),))
+  assert np.all((ids >= 1) & (ids < ByteTokenizer().vocab_size))
+  assert ByteTokenizer().decode(np.pad(ids, (0, 3))) == text
+
+
+def test_golden_ids_of_bytes():
+  assert ByteTokenizer().encode(b'\x00a\xff').tolist() == [1, 98, 256]
+  assert ByteTokenizer().encode('aé').tolist() == ByteTokenizer().encode(b'a\xc3\xa9').tolist()
+
+
+def test_byte_tokenizer_survives_json():
+  assert tokenizer_from_dict(json.loads(json.dumps(ByteTokenizer().to_dict()))) == ByteTokenizer()
+
+
+def test_byte_tokenizer_takes_text_alone():
+  encode = getattr(ByteTokenizer.encode, '__wrapped__', ByteTokenizer.encode)
+  with pytest.raises(TypeError, match='expected a string or bytes, got int: 7'):
+    encode(ByteTokenizer(), 7)
+  with pytest.raises(ValueError, match='surrogates not allowed'):
+    ByteTokenizer().encode('\ud800')

@@ -59,10 +59,35 @@ def test_lra_files_equal_our_lra_preset():
   assert difference(ours, theirs) == []
 
 
+def lra_text_config(**fields):
+  """A config in the form of LRA's files of text_classification, which do not hold all fields."""
+  config = lra_config(
+    eval_frequency=100, num_train_steps=20_000, num_eval_steps=-1, warmup=8000, max_length=1000,
+    emb_dim=256, num_heads=4, qkv_dim=256, classifier_pool='CLS', **fields,
+  )  # fmt: skip
+  for name in ('tied_weights', 'pooling_mode') + (
+    () if 'model_type' in fields else ('model_type',)
+  ):
+    del config[name]
+  return config
+
+
+@pytest.mark.parametrize('model', ['transformer', 'performer', 'linear_transformer'])
+def test_lra_files_of_text_equal_our_lra_preset(model):
+  theirs = resolve(lra_text_config(model_type=model), 'text')
+  assert theirs['data']['validation'] == 'test'  # As LRA's code has it.
+  assert difference(resolve(get_config('text', f'{model},lra')), theirs) == []
+
+
+def test_lras_base_file_of_text_names_no_model():
+  assert resolve(lra_text_config(), 'text')['model_type'] == 'transformer'
+
+
+@pytest.mark.parametrize('task', ['listops', 'text'])
 @pytest.mark.parametrize('preset', configuration.PRESETS)
 @pytest.mark.parametrize('model', MODELS)
-def test_every_config_builds_its_model(model, preset):
-  fields = resolve(get_config('listops', f'{model},{preset}'))
+def test_every_config_builds_its_model(model, preset, task):
+  fields = resolve(get_config(task, f'{model},{preset}'))
   assert fields['preset'] == preset
   make_classifier(**configuration.model_arguments(fields | {'dtype': 'float32'}))
 
@@ -96,6 +121,26 @@ def test_paper_preset_has_the_figures_of_tables_6_and_7():
     assert attention['smoothing'] == (1.0 if model.endswith('rks') else 0.0)
 
 
+def test_paper_preset_of_text_has_the_figures_of_tables_6_and_7():
+  fields = resolve(get_config('text', 'gmm_prf'))
+  expected = {
+    'preset': 'paper', 'batch_size': 32, 'learning_rate': 5e-2, 'num_train_steps': 20_000,
+    'weight_decay': 0.1, 'warmup': 8000, 'max_length': 4000, 'num_layers': 4, 'num_heads': 4,
+    'emb_dim': 256, 'qkv_dim': 256, 'mlp_dim': 1024, 'dropout_rate': 0.1,
+    'pooling_mode': 'CLS', 'learn_pos_emb': False, 'resample_every': 100,
+    'data': {'validation': 'test', 'seed': 0, 'num_train': 25_000, 'num_test': 25_000},
+  }  # fmt: skip
+  assert {name: fields[name] for name in expected} == expected
+  figures = {
+    'gmm_rks': (128, 0.36), 'fastfood_rks': (64, 1.0), 'generative_rks': (256, 1.0),
+    'gmm_prf': (256, 0.0), 'fastfood_prf': (64, 0.0), 'generative_prf': (128, 0.0),
+  }  # fmt: skip
+  for model, expected in figures.items():
+    attention = resolve(get_config('text', model))['attention']
+    assert (attention['num_frequencies'], attention['smoothing']) == expected
+  assert resolve(get_config('text', 'gmm_prf,tuned'))['data']['validation'] == 'holdout'
+
+
 def test_lras_performer_file_runs_with_its_own_options():
   """As in LRA's listops/configs/performer_base.py; its files for other tasks name no options."""
   details = {'ortho_scaling': 0.0, 'nb_features': 2}
@@ -109,12 +154,13 @@ def test_lras_performer_file_runs_with_its_own_options():
     resolve(lra_config(model_type='performer', model_kwargs={'attention_fn': 1}), 'listops')
 
 
-def test_tuned_preset_keeps_to_the_ten_percent_rule():
+@pytest.mark.parametrize('task', ['listops', 'text'])
+def test_tuned_preset_keeps_to_the_ten_percent_rule(task):
   from lra_tasks.steps import count_parameters
 
-  base = count_parameters(make_classifier(**configuration.base_model_arguments('listops')))
+  base = count_parameters(make_classifier(**configuration.base_model_arguments(task)))
   for model in MODELS:
-    fields = resolve(get_config('listops', f'{model},tuned'))
+    fields = resolve(get_config(task, f'{model},tuned'))
     ours = make_classifier(**configuration.model_arguments(fields | {'dtype': 'float32'}))
     assert count_parameters(ours) <= 1.1 * base
 

@@ -1,0 +1,112 @@
+"""Text (Long Range Arena): `--config=configs/text.py:MODEL[,PRESET]`.
+
+Published test accuracy: `python -m lra_tasks.report --published=all` beside ours.
+
+  paper   Tables 6 and 7 of the paper (default for learned kernels)
+  lra     LRA's released base config (default for baselines)
+  tuned   ours, within LRA's rule: LRA's sizes, at most 10 % more parameters
+  tiny    the same code path on 120 reviews: under a minute on two CPU cores
+
+In `paper` and `lra` the test split serves for validation, as in LRA's code: their figures are those
+of the best checkpoint on the test split. `tuned` holds a tenth of the training reviews out.
+"""
+
+from lra_tasks.configuration import new_config, parse_argument
+from lra_tasks.tasks import get_task
+
+# Table 7: frequencies per model. FastFood's ablations have FastFood's, the controls gmm_prf's.
+_NUM_FREQUENCIES = {
+  'gmm_rks': 128, 'gmm_prf': 256,
+  'fastfood_rks': 64, 'fastfood_prf': 64,
+  'generative_rks': 256, 'generative_prf': 128,
+  'fastfood_s_rks': 64, 'fastfood_s_prf': 64, 'fastfood_fixed_rks': 64, 'fastfood_fixed_prf': 64,
+  'structured_rks': 64, 'structured_prf': 64,
+  'rks': 256, 'prf': 256,
+}  # fmt: skip
+# Where the paper's code has another constant feature than 1.
+_SMOOTHING = {'gmm_rks': 0.36}
+
+
+def _paper():
+  return {
+    'batch_size': 32,
+    'num_train_steps': 20_000,
+    'eval_frequency': 1000,
+    'checkpoint_freq': 1000,
+    'learning_rate': 0.05,
+    'warmup': 8000,
+    'weight_decay': 0.1,
+    'num_layers': 4,
+    'emb_dim': 256,
+    'num_heads': 4,
+    'qkv_dim': 256,
+    'mlp_dim': 1024,
+    'max_length': 4000,
+    # Learned kernels have no attention weights to drop: neither has the control beside them.
+    'attention_dropout_rate': 0.0,
+    # Each draw is a pass over 25,000 reviews.
+    'eval_samples': 10,
+  }
+
+
+def _lra():
+  return {
+    'batch_size': 32,
+    'num_train_steps': 20_000,
+    'eval_frequency': 100,
+    'learning_rate': 0.05,
+    'warmup': 8000,
+    'weight_decay': 0.1,
+    **get_task('text').base_model,
+  }
+
+
+def _tuned():
+  # LRA's sizes, whole reviews, an honest validation split; not yet selected on validation data.
+  return _lra() | {
+    'eval_frequency': 1000,
+    'checkpoint_freq': 1000,
+    'max_length': 4000,
+    'attention_dropout_rate': 0.0,
+  }
+
+
+def _tiny():
+  return {
+    'batch_size': 16,
+    'num_train_steps': 40,
+    'eval_frequency': 20,
+    'checkpoint_freq': 10,
+    'learning_rate': 0.02,
+    'warmup': 10,
+    'num_layers': 1,
+    'emb_dim': 32,
+    'num_heads': 2,
+    'qkv_dim': 32,
+    'mlp_dim': 64,
+    'max_length': 128,
+    'resample_every': 10,
+  }
+
+
+_DATA = {
+  'paper': {'validation': 'test'},
+  'lra': {'validation': 'test'},
+  'tuned': {'validation': 'holdout'},
+  'tiny': {'num_train': 80, 'num_test': 40},
+}
+_PRESETS = {'paper': _paper, 'lra': _lra, 'tuned': _tuned, 'tiny': _tiny}
+
+
+def get_config(argument='gmm_prf'):
+  model, preset = parse_argument(argument, _PRESETS)
+  attention = {'smoothing': _SMOOTHING[model]} if model in _SMOOTHING else {}
+  if preset == 'tiny':
+    attention['num_frequencies'] = 16
+  elif model in _NUM_FREQUENCIES:
+    attention['num_frequencies'] = _NUM_FREQUENCIES[model]
+  elif model == 'performer' and preset == 'lra':
+    attention['kernel'] = 'relu'  # As LRA's file has it, by leaving it out.
+  return new_config(
+    'text', model, preset, attention=attention, data=_DATA[preset], **_PRESETS[preset]()
+  )
