@@ -4,8 +4,8 @@
 
 For each sampler: root mean squared relative error of the kernel of random pairs, by closed form
 where there is one and measured over many draws everywhere. The first rows of a table estimate the
-Gaussian kernel, the last ones a mixture's (with unequal weights another one). 'closed form' is that
-of the variance: the structured frequencies alone have a bias too, which is part of what is measured.
+Gaussian kernel, the last ones a mixture's (with unequal weights another one). 'closed form' is of
+the variance: the structured frequencies alone have a bias too, which is part of what is measured.
 """
 
 from __future__ import annotations
