@@ -6,12 +6,17 @@ float64), with O(L² M) time and memory. Also good for looking at attention maps
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from kl_flax.numerics import divide
 from kl_flax.sums import NORM_FACTOR, FeatureMap, check_inputs, denominator_floor
+
+# In full precision: the default of GPUs would keep 10 bits of float32.
+_einsum = functools.partial(jnp.einsum, precision='highest')
 
 
 def naive_kernel_attention(
@@ -37,7 +42,7 @@ def naive_kernel_attention(
     log_weight=log_weight,
     causal=causal,
   )
-  return jnp.einsum('blsh,bshe->blhe', weights, value).astype(query.dtype)
+  return _einsum('blsh,bshe->blhe', weights, value).astype(query.dtype)
 
 
 def naive_attention_weights(
@@ -66,10 +71,10 @@ def naive_attention_weights(
     valid &= (jnp.arange(query.shape[1])[:, None] >= jnp.arange(key.shape[1]))[None, :, :, None]
   if features == 'elu':
     phi_q, phi_k = (jnp.where(x > 0, 1 + x, jnp.exp(x)) for x in (query, key))
-    kernel = jnp.einsum('blhd,bshd->blsh', phi_q, phi_k)
+    kernel = _einsum('blhd,bshd->blsh', phi_q, phi_k)
   elif features == 'relu':
     phi_q, phi_k = (jnp.maximum(x * x.shape[-1] ** -0.25, 0) + 1e-3 for x in (query, key))
-    kernel = jnp.einsum('blhd,bshd->blsh', phi_q, phi_k)
+    kernel = _einsum('blhd,bshd->blsh', phi_q, phi_k)
   else:
     head_dim, omega = query.shape[-1], omega.astype(wide)
     query, key = query[:, :, None] * head_dim**-0.25, key[:, None] * head_dim**-0.25
@@ -80,7 +85,7 @@ def naive_attention_weights(
         log_kernel = jnp.logaddexp(log_kernel, 2 * jnp.log(smoothing))
       any_valid = jnp.any(valid, axis=2, keepdims=True)
       return jax.nn.softmax(log_kernel, axis=2, where=valid | ~any_valid) * any_valid
-    angle = jnp.einsum('blshd,hmd->blshm', query - key, omega)
+    angle = _einsum('blshd,hmd->blshm', query - key, omega)
     kernel = jnp.mean(jnp.exp(log_weight) * jnp.cos(angle), axis=-1)
   kernel = jnp.where(valid, kernel + smoothing**2, 0)
   return divide(kernel, jnp.sum(kernel, axis=2, keepdims=True), denominator_floor(features, 1))
@@ -88,6 +93,6 @@ def naive_attention_weights(
 
 def _log_kernel(query, key, omega, log_weight, norm_factor):
   """Return the log of the kernel of all pairs, [b, l, s, h], never leaving log space."""
-  exponent = jnp.einsum('blshd,hmd->blshm', query + key, omega) + log_weight
+  exponent = _einsum('blshd,hmd->blshm', query + key, omega) + log_weight
   exponent -= norm_factor * jnp.sum(query**2 + key**2, axis=-1)[..., None]
   return jax.nn.logsumexp(exponent, axis=-1) - jnp.log(omega.shape[1])
