@@ -8,7 +8,7 @@ Published test accuracy: `python -m lra_tasks.report --published=all` beside our
   tiny    the same code path on small data: under a minute on two CPU cores
 """
 
-from lra_tasks.configuration import new_config, parse_argument
+from lra_tasks.configuration import TINY, new_config, parse_argument
 from lra_tasks.tasks import get_task
 
 # Table 7: frequencies per model. FastFood's ablations have FastFood's, the controls gmm_prf's.
@@ -66,21 +66,7 @@ def _tuned():
 
 
 def _tiny():
-  return {
-    'batch_size': 16,
-    'num_train_steps': 40,
-    'eval_frequency': 20,
-    'checkpoint_freq': 10,
-    'learning_rate': 0.02,
-    'warmup': 10,
-    'num_layers': 1,
-    'emb_dim': 32,
-    'num_heads': 2,
-    'qkv_dim': 32,
-    'mlp_dim': 64,
-    'max_length': 64,
-    'resample_every': 10,
-  }
+  return TINY | {'max_length': 64}
 
 
 _TINY_DATA = {

@@ -11,7 +11,7 @@ In `paper` and `lra` the test split serves for validation, as in LRA's code: the
 of the best checkpoint on the test split. `tuned` holds a tenth of the training reviews out.
 """
 
-from lra_tasks.configuration import new_config, parse_argument
+from lra_tasks.configuration import TINY, new_config, parse_argument
 from lra_tasks.tasks import get_task
 
 # Table 7: frequencies per model. FastFood's ablations have FastFood's, the controls gmm_prf's.
@@ -72,21 +72,7 @@ def _tuned():
 
 
 def _tiny():
-  return {
-    'batch_size': 16,
-    'num_train_steps': 40,
-    'eval_frequency': 20,
-    'checkpoint_freq': 10,
-    'learning_rate': 0.02,
-    'warmup': 10,
-    'num_layers': 1,
-    'emb_dim': 32,
-    'num_heads': 2,
-    'qkv_dim': 32,
-    'mlp_dim': 64,
-    'max_length': 128,
-    'resample_every': 10,
-  }
+  return TINY | {'max_length': 128}
 
 
 _DATA = {

@@ -78,7 +78,7 @@ def kernel_attention(
   """
   if implementation not in ('auto', 'xla'):
     raise ValueError(f"implementation must be 'auto' or 'xla', got {implementation!r}")
-  numerator, denominator = (causal_sums if causal else attention_sums)(
+  out, _ = _attend(
     query,
     key,
     value,
@@ -87,13 +87,17 @@ def kernel_attention(
     key_mask=key_mask,
     smoothing=smoothing,
     log_weight=log_weight,
+    causal=causal,
   )
-  return _ratio(numerator, denominator, query, omega, features)
+  return out
 
 
-def _ratio(numerator, denominator, query, omega, features):
+def _attend(query, key, value, omega, *, features, causal, **options):
+  """Return the output, and the denominators that it was divided by."""
+  sums = causal_sums if causal else attention_sums
+  numerator, denominator = sums(query, key, value, omega, features=features, **options)
   floor = denominator_floor(features, 0 if omega is None else omega.shape[1])
-  return divide(numerator, denominator, floor).astype(query.dtype)
+  return divide(numerator, denominator, floor).astype(query.dtype), denominator
 
 
 class KernelAttention(nn.Module):
@@ -143,7 +147,7 @@ class KernelAttention(nn.Module):
     smoothing = self.smoothing
     if smoothing is None:
       smoothing = DEFAULT_SMOOTHING.get(self.features, 0.0)
-    numerator, denominator = (causal_sums if self.causal else attention_sums)(
+    out, denominator = _attend(
       query,
       key,
       value,
@@ -152,10 +156,11 @@ class KernelAttention(nn.Module):
       key_mask=key_mask,
       smoothing=smoothing,
       log_weight=log_weight,
+      causal=self.causal,
     )
     if self.features == 'fourier' and not self.is_initializing():
       self._sow_nonpositive(denominator, key_mask)
-    return _ratio(numerator, denominator, query, omega, self.features)
+    return out
 
   def _sow_nonpositive(self, denominator, key_mask):
     """Let whoever trains see how often the estimate of a positive quantity is none."""

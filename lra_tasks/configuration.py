@@ -63,6 +63,21 @@ DEFAULTS: dict[str, Any] = {
   'resample_every': 100,
   'eval_samples': 1,
 }
+# Of the preset tiny, whatever the task; each adds its length.
+TINY: dict[str, Any] = {
+  'batch_size': 16,
+  'num_train_steps': 40,
+  'eval_frequency': 20,
+  'checkpoint_freq': 10,
+  'learning_rate': 0.02,
+  'warmup': 10,
+  'num_layers': 1,
+  'emb_dim': 32,
+  'num_heads': 2,
+  'qkv_dim': 32,
+  'mlp_dim': 64,
+  'resample_every': 10,
+}
 ENCODER_FIELDS = (
   'max_length', 'emb_dim', 'num_heads', 'num_layers', 'qkv_dim', 'mlp_dim', 'dropout_rate',
   'learn_pos_emb', 'tied_weights',
