@@ -8,6 +8,7 @@ from kl_flax.fastfood import FastFood, fastfood_frequencies
 from kl_flax.features import fourier_features, positive_features, softmax_features
 from kl_flax.hadamard import walsh_hadamard
 from kl_flax.heads import Classifier, DualClassifier
+from kl_flax.kernels import KernelInfo, kernel_info
 from kl_flax.models import make_classifier
 from kl_flax.naive import naive_attention_weights, naive_kernel_attention
 from kl_flax.orthogonal import Gaussian, OrthogonalGaussian, StructuredOrthogonal
@@ -27,6 +28,7 @@ __all__ = [
   'GaussianMixture',
   'Generator',
   'KernelAttention',
+  'KernelInfo',
   'OrthogonalGaussian',
   'Prediction',
   'Predictor',
@@ -39,6 +41,7 @@ __all__ = [
   'gmm_frequencies',
   'init_decoding',
   'kernel_attention',
+  'kernel_info',
   'make_classifier',
   'naive_attention_weights',
   'naive_kernel_attention',

@@ -9,16 +9,21 @@ Shapes: b batch, l queries, s keys, h heads, d head size, e value size, m freque
 
 from __future__ import annotations
 
-from typing import Literal
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from kl_flax.causal import causal_sums
+from kl_flax.kernels import Implementation, choose
 from kl_flax.numerics import divide
 from kl_flax.spectral import as_weighted
-from kl_flax.sums import DEFAULT_SMOOTHING, FeatureMap, attention_sums, denominator_floor
+from kl_flax.sums import (
+  DEFAULT_SMOOTHING,
+  FeatureMap,
+  attention_sums,
+  check_inputs,
+  denominator_floor,
+)
 
 
 def kernel_attention(
@@ -32,7 +37,7 @@ def kernel_attention(
   smoothing: float = 0.0,
   log_weight: Float[Array, 'h m'] | None = None,
   causal: bool = False,
-  implementation: Literal['auto', 'xla'] = 'auto',
+  implementation: Implementation = 'auto',
 ) -> Float[Array, 'b l h e']:
   """Return kernel attention in O(L) time and memory.
 
@@ -61,13 +66,15 @@ def kernel_attention(
       the mean over frequencies of exp(log_weight) phi(q) phi(k).
     causal: whether query i sees the keys 0 ... i alone; needs as many keys as queries. See
       `kl_flax.causal`, which also decodes token by token.
-    implementation: 'xla' is the only one so far, and what 'auto' selects.
+    implementation: 'fused' computes features inside GPU kernels, forward and backward, and never
+      writes them to memory (`kl_flax.kernels`); 'xla' is the reference; 'auto' takes the fused
+      kernels wherever they can run. `kl_flax.kernel_info` tells which it will be, and why.
 
   Returns:
     The attention output, in the query's dtype.
 
   Raises:
-    ValueError: for inconsistent shapes or an unknown option.
+    ValueError: for inconsistent shapes or an unknown option; if 'fused' cannot run.
 
   >>> import jax, jax.numpy as jnp
   >>> q = k = jax.random.normal(jax.random.key(0), (1, 5, 2, 4))
@@ -76,8 +83,6 @@ def kernel_attention(
   >>> out.shape, bool(jnp.allclose(out, 1.))  # Weights sum to one.
   ((1, 5, 2, 3), True)
   """
-  if implementation not in ('auto', 'xla'):
-    raise ValueError(f"implementation must be 'auto' or 'xla', got {implementation!r}")
   out, _ = _attend(
     query,
     key,
@@ -88,12 +93,20 @@ def kernel_attention(
     smoothing=smoothing,
     log_weight=log_weight,
     causal=causal,
+    implementation=implementation,
   )
   return out
 
 
-def _attend(query, key, value, omega, *, features, causal, **options):
-  """Return the output, and the denominators that it was divided by."""
+def _attend(query, key, value, omega, *, implementation, features, causal, **options):
+  """Return the output, and the denominators that it was divided by, if anybody looks at them."""
+  arrays = (query, key, value, omega)
+  check_inputs(*arrays, features, **options)
+  smoothing = options['smoothing']
+  if choose(implementation, *arrays, features=features, smoothing=smoothing, causal=causal):
+    from kl_flax.kernels.fused import fused_attention
+
+    return fused_attention(*arrays, features=features, **options)
   sums = causal_sums if causal else attention_sums
   numerator, denominator = sums(query, key, value, omega, features=features, **options)
   floor = denominator_floor(features, 0 if omega is None else omega.shape[1])
@@ -113,6 +126,7 @@ class KernelAttention(nn.Module):
     smoothing: see `kernel_attention`; None is 1 for Fourier features, whose outputs can be
       arbitrarily large for less, and 0 for the others.
     causal: whether a position sees itself and earlier ones alone.
+    implementation: see `kernel_attention`.
 
   >>> import jax, jax.numpy as jnp
   >>> from kl_flax.spectral import GaussianMixture
@@ -128,6 +142,7 @@ class KernelAttention(nn.Module):
   features: FeatureMap = 'positive'
   smoothing: float | None = None
   causal: bool = False
+  implementation: Implementation = 'auto'
 
   @nn.compact
   def __call__(
@@ -157,6 +172,7 @@ class KernelAttention(nn.Module):
       smoothing=smoothing,
       log_weight=log_weight,
       causal=self.causal,
+      implementation=self.implementation,
     )
     if self.features == 'fourier' and not self.is_initializing():
       self._sow_nonpositive(denominator, key_mask)

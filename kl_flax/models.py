@@ -20,6 +20,7 @@ from kl_flax.encoder import Encoder
 from kl_flax.errors import unknown_name
 from kl_flax.fastfood import FastFood
 from kl_flax.heads import Classifier, DualClassifier
+from kl_flax.kernels import Implementation
 from kl_flax.orthogonal import Gaussian, OrthogonalGaussian, StructuredOrthogonal
 from kl_flax.spectral import GaussianMixture, Generator
 from kl_flax.sums import DEFAULT_SMOOTHING, FeatureMap
@@ -62,14 +63,17 @@ def _learned(
   options = {f.name: f.default for f in dataclasses.fields(sampler) if f.init}
   for name in ('parent', 'name', *fixed):
     del options[name]
-  options |= {'num_frequencies': _NUM_FREQUENCIES, 'smoothing': _SMOOTHING[features]}
+  options |= {'num_frequencies': _NUM_FREQUENCIES}
+  # Of the module around the sampler.
+  outer = {'smoothing': _SMOOTHING[features], 'implementation': 'auto'}
+  options |= outer
 
   def make(**given: Any) -> KernelAttention:
     settings = options | given
-    smoothing = settings.pop('smoothing')
+    around = {name: settings.pop(name) for name in outer}
     if features == 'fourier':
       _check_fourier(settings)
-    return KernelAttention(sampler(**settings, **fixed, parent=None), features, smoothing)
+    return KernelAttention(sampler(**settings, **fixed, parent=None), features, **around)
 
   make.__signature__ = inspect.Signature(
     [inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY, default=v) for k, v in options.items()]
@@ -92,8 +96,10 @@ def _rks(
   num_frequencies: int = _NUM_FREQUENCIES,
   directions: str = 'independent',
   smoothing: float = _SMOOTHING['fourier'],
+  implementation: Implementation = 'auto',
 ) -> KernelAttention:
-  return KernelAttention(_fixed(directions, num_frequencies), 'fourier', smoothing)
+  sampler = _fixed(directions, num_frequencies)
+  return KernelAttention(sampler, 'fourier', smoothing, implementation=implementation)
 
 
 def _prf(
@@ -102,9 +108,10 @@ def _prf(
   antithetic: bool = False,
   typical_norm: float = 0.0,
   smoothing: float = _SMOOTHING['positive'],
+  implementation: Implementation = 'auto',
 ) -> KernelAttention:
   sampler = _fixed(directions, num_frequencies, antithetic, typical_norm)
-  return KernelAttention(sampler, 'positive', smoothing)
+  return KernelAttention(sampler, 'positive', smoothing, implementation=implementation)
 
 
 def _performer(
@@ -113,6 +120,7 @@ def _performer(
   directions: str = 'orthogonal',
   antithetic: bool = False,
   typical_norm: float = 0.0,
+  implementation: Implementation = 'auto',
 ) -> KernelAttention:
   """FAVOR+ (Choromanski et al. 2021): orthogonal positive features of the softmax kernel, masked.
 
@@ -124,7 +132,7 @@ def _performer(
   if kernel != 'softmax':
     raise ValueError(unknown_name('kernel of performer', str(kernel), ('softmax', 'relu')))
   sampler = _fixed(directions, num_frequencies, antithetic, typical_norm)
-  return KernelAttention(sampler, 'softmax')
+  return KernelAttention(sampler, 'softmax', implementation=implementation)
 
 
 def _performer_from_lra(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,18 @@ def einsum_float32(
   return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
+def cuda_capability() -> float:
+  """Return the compute capability of this process's CUDA GPUs, such as 9.0; 0 where there are none.
+
+  >>> cuda_capability() >= 0
+  True
+  """
+  device = jax.local_devices()[0]
+  if device.platform != 'gpu' or 'cuda' not in device.client.platform_version.lower():
+    return 0.0
+  return float(device.compute_capability)
+
+
 def product_dtype(dtype: jnp.dtype) -> jnp.dtype:
   """Return the type that features and sums are held in between products.
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from kl_flax.numerics import cuda_capability
+
 
 class SoftmaxAttention(nn.Module):
   """Scaled dot-product attention (Vaswani et al. 2017).
@@ -68,10 +70,7 @@ def _attend(query, key, value, mask):
 
 def _largest_fused_width() -> int:
   """Return the largest head size of cuDNN's kernel on this device; 0 where there is none."""
-  device = jax.local_devices()[0]
-  if device.platform != 'gpu' or 'cuda' not in device.client.platform_version.lower():
-    return 0
-  capability = float(device.compute_capability)
+  capability = cuda_capability()
   return 0 if capability < 8 else 256 if capability >= 9 else 128
 
 

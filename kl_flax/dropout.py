@@ -1,0 +1,87 @@
+"""Dropout whose mask is never stored: computed from a counter where it is used, twice if need be.
+
+`jax.random.bernoulli` would cost more than the rest of a layer's element-wise work (a fifth of a
+training step on an H200): its generator takes about a hundred instructions for 64 bits, and the mask
+is kept for the backward pass. Dropout needs neither such quality nor the memory.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+
+class Dropout(nn.Module):
+  """Sets elements to zero with probability `rate` and scales the others up, as `flax.linen.Dropout`.
+
+  The key is drawn from the PRNG stream 'dropout'.
+
+  Attributes:
+    rate: in [0, 1].
+
+  >>> x = jnp.ones((2, 3))
+  >>> Dropout(0.5).apply({}, x).tolist()  # Deterministic unless told otherwise.
+  [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+  """
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*n'], *, deterministic: bool = True) -> Float[Array, '*n']:
+    """Return x with dropout, or x as it is."""
+    if not 0 <= self.rate <= 1:
+      raise ValueError(f'the dropout rate must be in [0, 1], got {self.rate}')
+    if deterministic or not self.rate:
+      return x
+    if self.rate == 1:
+      return jnp.zeros_like(x)
+    return dropout(x, self.make_rng('dropout'), self.rate)
+
+
+def keep_mask(key: PRNGKeyArray, shape: tuple[int, ...], rate: float) -> Bool[Array, '...']:
+  """Return True with probability 1 − rate (to 2^-32), for every element by itself.
+
+  An integer hash of the element's index and the 64 bits of the key: the two rounds of Wellons'
+  "lowbias32", of which the last shift is left out, as it does not reach the high bits that decide.
+  Good enough for dropout; nothing else should be drawn from it.
+
+  Args:
+    key: of any of JAX's generators, of whose bits the last 64 are taken.
+    shape: up to 2^32 elements.
+    rate: in [0, 1).
+  """
+  low, high = jax.random.key_data(key).ravel()[-2:]
+  x = jax.lax.iota(jnp.uint32, int(np.prod(shape))).reshape(shape) ^ low
+  x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+  x = (x ^ (x >> 15) ^ high) * jnp.uint32(0x846CA68B)
+  return x >= jnp.uint32(round(rate * 2**32))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def dropout(x: Float[Array, '*n'], key: PRNGKeyArray, rate: float) -> Float[Array, '*n']:
+  """Return x, kept and scaled by 1 / (1 − rate) where `keep_mask` is True, zero elsewhere.
+
+  The gradient's mask is computed again. Scaling is done in float32: 1 / 0.9 in bfloat16 would be off
+  by 0.2 %.
+  """
+  scaled = x.astype(jnp.promote_types(x.dtype, jnp.float32)) / (1 - rate)
+  return jnp.where(keep_mask(key, x.shape, rate), scaled, 0).astype(x.dtype)
+
+
+def _forward(x, key, rate):
+  return dropout(x, key, rate), key
+
+
+def _backward(rate, key, gradient):
+  # Without the barrier XLA would find that it has this mask already, and keep it until here.
+  data, gradient = jax.lax.optimization_barrier((jax.random.key_data(key), gradient))
+  key = jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
+  return dropout(gradient, key, rate), None
+
+
+dropout.defvjp(_forward, _backward)

@@ -1,0 +1,144 @@
+"""Which program computes kernel attention: fused GPU kernels, or what XLA makes of the sums.
+
+Only this package knows kinds of GPUs. The fused kernels are written for NVIDIA's Hopper (H100,
+H200, GH200) in Pallas; everywhere else XLA compiles `kl_flax.sums`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax.numpy as jnp
+
+from kl_flax.numerics import cuda_capability
+from kl_flax.sums import DEFAULT_SMOOTHING, DETERMINISTIC, FeatureMap
+
+logger = logging.getLogger(__name__)
+
+Implementation = Literal['auto', 'xla', 'fused']
+# Bytes of shared memory that one block may have.
+_SHARED_MEMORY = 227 * 1024
+_HEAD_DIMS = (16, 32, 64, 128)
+
+
+class KernelInfo(NamedTuple):
+  """Which program runs, and why.
+
+  Attributes:
+    implementation: 'fused' or 'xla'.
+    reason: a sentence's part.
+  """
+
+  implementation: Literal['xla', 'fused']
+  reason: str
+
+
+def kernel_info(
+  query: Any,
+  key: Any,
+  value: Any,
+  omega: Any = None,
+  *,
+  features: FeatureMap = 'positive',
+  smoothing: float | None = None,
+  causal: bool = False,
+  implementation: Implementation = 'auto',
+) -> KernelInfo:
+  """Return which program `kl_flax.kernel_attention` takes for these arguments, and why.
+
+  Args:
+    query: array or `jax.ShapeDtypeStruct` [b, l, h, d].
+    key: likewise.
+    value: likewise.
+    omega: likewise [h, m, d]; None for features without frequencies.
+    features: see `kernel_attention`.
+    smoothing: likewise; None is what `KernelAttention` takes for these features.
+    causal: likewise.
+    implementation: likewise.
+
+  Raises:
+    ValueError: for an unknown implementation, or one that cannot run.
+
+  >>> import jax, jax.numpy as jnp
+  >>> x = jax.ShapeDtypeStruct((2, 1024, 4, 64), jnp.float32)
+  >>> kernel_info(x, x, x, jax.ShapeDtypeStruct((4, 128, 64), jnp.float32))
+  KernelInfo(implementation='xla', reason='the fused kernels take bfloat16, not float32')
+  """
+  if implementation not in get_args(Implementation):
+    raise ValueError(
+      f'implementation must be one of {get_args(Implementation)}, got {implementation!r}'
+    )
+  if implementation == 'xla':
+    return KernelInfo('xla', 'it was asked for')
+  if smoothing is None:
+    smoothing = DEFAULT_SMOOTHING.get(features, 0.0)
+  obstacle = _obstacle(query, key, value, omega, features, smoothing, causal)
+  if obstacle is None:
+    obstacle = _missing()
+  if obstacle is None:
+    return KernelInfo('fused', 'this GPU has fused kernels')
+  if implementation == 'fused':
+    raise ValueError(f"implementation='fused' cannot run here: {obstacle}; 'auto' and 'xla' can")
+  return KernelInfo('xla', obstacle)
+
+
+def choose(implementation: Implementation, *arrays: Any, **options: Any) -> bool:
+  """Return whether to run the fused kernels; say once in a log line what 'auto' fell back to."""
+  info = kernel_info(*arrays, implementation=implementation, **options)
+  if implementation == 'auto' and info.implementation == 'xla':
+    _say(info.reason)
+  return info.implementation == 'fused'
+
+
+@functools.cache
+def _say(reason: str) -> None:
+  logger.info('Kernel attention is compiled by XLA, not fused: %s.', reason)
+
+
+def _obstacle(query, key, value, omega, features, smoothing, causal) -> str | None:
+  """Return what in the arguments keeps the fused kernels from running."""
+  if features in DETERMINISTIC:
+    return f'the fused kernels have frequencies, and features={features!r} have none'
+  if causal:
+    return 'the fused kernels are not causal'
+  types = {jnp.dtype(x.dtype).name for x in (query, key, value)}
+  if types != {'bfloat16'}:
+    return f'the fused kernels take bfloat16, not {", ".join(sorted(types - {"bfloat16"}))}'
+  if smoothing and features != 'fourier':
+    return f'the fused kernels smooth Fourier features alone, got smoothing={smoothing}'
+  dim, m = query.shape[3], omega.shape[1]
+  if value.shape[3] != dim:
+    return f'the fused kernels need values as wide as keys, got {value.shape[3]} and {dim}'
+  if dim not in _HEAD_DIMS:
+    return f'the fused kernels have head sizes {_HEAD_DIMS}, got {dim}'
+  if shared_memory(dim, m, features) > _SHARED_MEMORY:
+    return f'{m} frequencies of size {dim} do not fit into shared memory'
+  return None
+
+
+def shared_memory(head_dim: int, num_frequencies: int, features: FeatureMap) -> int:
+  """Return the bytes of shared memory that the largest of the kernels needs.
+
+  It holds omega and one or two matrices of the same size, and two tiles each of keys, values and
+  their gradients.
+  """
+  m = -(-num_frequencies // 64) * 64
+  matrices = 3 if features == 'fourier' else 2
+  return 2 * head_dim * (matrices * m + 2 * 4 * 64) + 4 * matrices * m + 4096
+
+
+@functools.cache
+def _missing() -> str | None:
+  """Return what this machine lacks."""
+  capability = cuda_capability()
+  if capability != 9.0:
+    found = f'compute capability {capability}' if capability else 'no CUDA GPU'
+    return f'the fused kernels need a Hopper GPU (compute capability 9.0), found {found}'
+  try:
+    importlib.import_module('kl_flax.kernels.fused')
+  except (ImportError, AttributeError) as error:
+    return f'this version of JAX has another Pallas ({error})'
+  return None

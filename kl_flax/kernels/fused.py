@@ -1,0 +1,220 @@
+"""Kernel attention as one differentiable operation around the kernels of `kl_flax.kernels.hopper`.
+
+What happens between the kernels is small, [b, h, m, d] and less, and left to XLA.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from kl_flax.kernels import hopper
+from kl_flax.kernels.hopper import LOG2E, NEVER, TILE, Plan, num_tiles
+from kl_flax.sums import NORM_FACTOR, FeatureMap, denominator_floor
+
+# Blocks that fit on the device at once, by guess; only the balance of the work depends on it.
+_SLOTS = 132 * 3
+
+
+class Options(NamedTuple):
+  """What is fixed when a program is compiled.
+
+  Attributes:
+    features: 'positive', 'softmax' or 'fourier'.
+    smoothing: of Fourier features.
+    interpret: run the kernels in Pallas' interpreter.
+  """
+
+  features: FeatureMap
+  smoothing: float
+  interpret: bool
+
+  @property
+  def fourier(self) -> bool:
+    """Return whether features are cosines and sines."""
+    return self.features == 'fourier'
+
+  def plan(self, blocks: int, length: int) -> Plan:
+    """Return how to cut `length` positions, `blocks` times over."""
+    return Plan(self.fourier, choose_splits(blocks, length), interpret=self.interpret)
+
+
+def choose_splits(blocks: int, length: int, slots: int = _SLOTS) -> int:
+  """Return in how many parts to cut the length so that the device is evenly busy.
+
+  >>> choose_splits(128, 4008), choose_splits(4096, 128), choose_splits(1, 64)
+  (3, 1, 1)
+  """
+  tiles = num_tiles(length, 1)
+
+  def cost(splits):  # Tiles that the busiest slot goes over; beginning a block costs about two.
+    waves = -(-blocks * splits // slots)
+    return waves * (num_tiles(length, splits) + 2)
+
+  return min(range(1, min(tiles, slots) + 1), key=cost)
+
+
+def fused_attention(
+  query: Float[Array, 'b l h d'],
+  key: Float[Array, 'b s h d'],
+  value: Float[Array, 'b s h d'],
+  omega: Float[Array, 'h m d'],
+  *,
+  features: FeatureMap,
+  key_mask: Bool[Array, 'b s'] | None = None,
+  smoothing: float = 0.0,
+  log_weight: Float[Array, 'h m'] | None = None,
+  interpret: bool = False,
+) -> tuple[Float[Array, 'b l h d'], Float[Array, 'b l h 1'] | None]:
+  """Return the output of `kl_flax.kernel_attention`, and with Fourier features its denominators.
+
+  Arguments are those of `kernel_attention`, within the limits of `kl_flax.kernels.why_not`.
+  Lengths that are no multiples of 8 cost a copy of queries, keys or values.
+  """
+  num_heads, m, _ = omega.shape
+  if log_weight is None:
+    log_weight = jnp.zeros((num_heads, m), jnp.float32)
+  if key_mask is None:
+    key_mask = jnp.ones(key.shape[:2], bool)
+  length = query.shape[1]
+  query, key, value = (_pad(x, 1, 8) for x in (query, key, value))
+  key_mask = _pad(key_mask, 1, 8)
+  options = Options(features, smoothing, interpret)
+  out, stat = _attend(options, query, key, value, omega, log_weight, key_mask)
+  out = out[:, :length]
+  if not options.fourier:
+    return out, None
+  return out, stat[:, :, :length].swapaxes(1, 2)[..., None]
+
+
+def _pad(x, axis, multiple, value=0):
+  """Pad the end of an axis up to a multiple."""
+  missing = -x.shape[axis] % multiple
+  if not missing:
+    return x
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, missing)
+  return jnp.pad(x, widths, constant_values=value)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(options, query, key, value, omega, log_weight, key_mask):
+  return _forward(options, query, key, value, omega, log_weight, key_mask)[0]
+
+
+def _forward(options, query, key, value, omega, log_weight, key_mask):
+  batch, length, heads, dim = query.shape
+  m = omega.shape[1]
+  # The temperature is folded into omega. Frequencies beyond the last count for nothing.
+  omega = _pad(omega * dim**-0.25, 1, TILE).astype(query.dtype)
+  rows = batch * heads * omega.shape[1] // TILE
+  plan = options.plan(rows, key.shape[1])
+  bias = _bias(options, key, key_mask, plan)
+  state, norm, peak = hopper.sum_keys(key, value, omega, bias, plan=plan)
+  valid = jnp.any(key_mask, axis=1).astype(jnp.float32)[:, None, None, None, None]
+  if options.fourier:
+    weight = _pad(jnp.exp(log_weight), 1, TILE)[:, None]
+    state, norm = state.sum(axis=2) * weight[..., None], norm.sum(axis=2) * weight
+    lse = None
+  else:
+    highest = peak.max(axis=2)
+    decay = jnp.exp2(peak - highest[:, :, None])
+    norm = jnp.sum(norm * decay, axis=2)
+    state = valid * jnp.sum(state * decay[..., None], axis=2) / norm[..., None]
+    lse = highest + jnp.log2(norm)
+    norm = lse + _pad(log_weight * LOG2E, 1, TILE, NEVER)[:, None]
+  base = _base(options, value, key_mask, m) if options.fourier else None
+  floor = denominator_floor(options.features, m)
+  out, stat = hopper.mix_queries(
+    query,
+    omega,
+    state.astype(query.dtype),
+    norm,
+    base,
+    floor=floor,
+    plan=options.plan(batch * heads, length),
+  )
+  residuals = (query, key, value, omega, log_weight, key_mask, bias, state, norm, lse, out, stat)
+  return (out, stat), residuals
+
+
+def _bias(options, key, key_mask, plan):
+  """Return what `hopper.sum_keys` wants beside keys and values: float32 [b, h, L]."""
+  whole = num_tiles(key.shape[1], plan.splits) * plan.splits * TILE
+  if options.fourier:
+    weight = _pad(key_mask.astype(jnp.float32), 1, whole)
+    return jnp.broadcast_to(weight[:, None], (key.shape[0], key.shape[2], whole))
+  norm = jnp.sum(jnp.square(key.astype(jnp.float32)), axis=-1)
+  bias = -LOG2E * _norm_factor(options, key) * norm
+  bias = jnp.where(key_mask[:, :, None], bias, NEVER)
+  return _pad(bias, 1, whole, NEVER).swapaxes(1, 2)
+
+
+def _norm_factor(options, key):
+  return NORM_FACTOR[options.features] * key.shape[-1] ** -0.5
+
+
+def _base(options, value, key_mask, m):
+  """Return the constant feature's part of numerator [b, h, d] and denominator [b, h, rows]."""
+  batch, _, heads, dim = value.shape
+  constant = options.smoothing**2 * m
+  if constant:
+    above = jnp.einsum(
+      'blhd,bl->bhd', value, key_mask.astype(value.dtype), preferred_element_type=jnp.float32
+    )
+  else:
+    above = jnp.zeros((batch, heads, dim), jnp.float32)
+  below = jnp.sum(key_mask, axis=1, dtype=jnp.float32)[:, None, None]
+  return constant * above, jnp.broadcast_to(constant * below, (batch, heads, TILE))
+
+
+def _backward(options, residuals, cotangents):
+  query, key, value, omega, log_weight, key_mask, bias, state, norm, lse, out, stat = residuals
+  grad = cotangents[0].astype(query.dtype)  # The denominators are for looking at.
+  batch, length, heads, dim = query.shape
+  m, padded = log_weight.shape[1], omega.shape[1]
+  scale, shift, base = _row_terms(options, grad, out, stat, m)
+  rows = options.plan(batch * heads * padded // TILE, length)
+  inputs = (query, grad, omega, state.astype(query.dtype), norm, scale, shift)
+  d_query = hopper.query_gradient(*inputs, plan=options.plan(batch * heads, length))
+  d_state, d_norm, d_omega = (jnp.sum(x, axis=2) for x in hopper.state_gradient(*inputs, plan=rows))
+  inner = jnp.sum(d_state * state, axis=-1)
+  if options.fourier:
+    d_log_weight = jnp.sum(inner + d_norm * norm, axis=(0, 2))
+    weight = _pad(jnp.exp(log_weight), 1, TILE)[:, None]
+    d_state, d_norm = d_state * weight[..., None], d_norm * weight
+  else:
+    d_log_weight = jnp.sum(d_norm, axis=(0, 2))
+    valid = jnp.any(key_mask, axis=1)[:, None, None, None]
+    d_norm = jnp.where(valid, d_norm - inner, 0)
+    d_state = jnp.where(valid[..., None], d_state, 0)
+  length = key.shape[1]
+  rows = options.plan(batch * heads * padded // TILE, length)
+  inputs = (key, value, omega, d_state.astype(key.dtype), d_norm, lse, bias)
+  slope_norm = 0.0 if options.fourier else 2 * _norm_factor(options, key)
+  plan = options.plan(batch * heads, length)
+  d_key, d_value = hopper.key_gradient(*inputs, base, slope_norm=slope_norm, plan=plan)
+  d_omega_k = jnp.sum(hopper.omega_gradient(*inputs, plan=rows), axis=(0, 2))
+  d_omega = (jnp.sum(d_omega, axis=0) + d_omega_k)[:, :m] * dim**-0.25
+  return d_query, d_key, d_value, d_omega, d_log_weight[:, :m], None
+
+
+def _row_terms(options, grad, out, stat, m):
+  """Return what `hopper.query_gradient` wants of each query, and what goes to every value."""
+  product = jnp.einsum('blhd,blhd->bhl', grad, out, preferred_element_type=jnp.float32)
+  product = _pad(product, 2, stat.shape[2])
+  if not options.fourier:
+    return stat, product, None
+  floor = denominator_floor(options.features, m)
+  scale = 1 / hopper.floored(stat, floor)
+  shift = jnp.where(jnp.abs(stat) < floor, 0, -scale * product)
+  weight = scale[:, :, : grad.shape[1]].astype(grad.dtype)
+  base = jnp.einsum('blhd,bhl->bhd', grad, weight, preferred_element_type=jnp.float32)
+  return scale, shift, base * (options.smoothing**2 * m)
+
+
+_attend.defvjp(_forward, _backward)
