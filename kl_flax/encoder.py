@@ -7,6 +7,7 @@ ignores padding (its kernel-based models) this encoder masks it.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,8 +25,8 @@ Dtype = Any
 # Up to this vocabulary the embedding is a product with one-hot vectors. The gradient of a gather
 # serialises on a GPU when few tokens are frequent: 56 ms against 11 ms a step on real bytes.
 _ONE_HOT_VOCAB = 512
-# Inside, sequences are padded to a multiple of this: products on GPUs want even sizes, and the fused
-# kernels of attention would otherwise copy their inputs.
+# Inside, sequences are padded to a multiple of this: products on GPUs want even sizes, and fused
+# attention would otherwise copy its inputs.
 _LENGTH_MULTIPLE = 8
 
 
@@ -57,11 +58,15 @@ class MultiHeadAttention(nn.Module):
     if self.qkv_dim % self.num_heads:
       raise ValueError(f'qkv_dim={self.qkv_dim} must be a multiple of num_heads={self.num_heads}')
     features, head_dim = x.shape[-1], self.qkv_dim // self.num_heads
-    # Each of the three keeps the Xavier bounds of a matrix of its own. Three products: one for all
-    # would have to be cut up again, which costs more than reading x three times.
+    # Each of the three keeps the Xavier bounds of a matrix of its own. Three products: what one for
+    # all returns would have to be cut up, which costs more than reading x three times. The barrier
+    # keeps XLA from merging them.
+    copies = jax.lax.optimization_barrier((x, x, x))
     init = nn.initializers.xavier_uniform(in_axis=0, out_axis=(2, 3), batch_axis=1)
     kernel = self.param('qkv', init, (features, 3, self.num_heads, head_dim)).astype(self.dtype)
-    query, key, value = (jnp.einsum('blf,fhd->blhd', x, kernel[:, i]) for i in range(3))
+    query, key, value = (
+      jnp.einsum('blf,fhd->blhd', copy, kernel[:, i]) for i, copy in enumerate(copies)
+    )
     out = self.make_attention()(query, key, value, key_mask, deterministic=deterministic)
     return nn.DenseGeneral(
       features,
@@ -97,10 +102,38 @@ class Mlp(nn.Module):
       kernel_init=nn.initializers.xavier_uniform(),
       bias_init=nn.initializers.normal(1e-6),
     )
-    y = nn.gelu(checkpoint_name(dense(self.mlp_dim)(x), 'mlp_hidden'))
-    y = Dropout(self.dropout_rate)(y, deterministic=deterministic)
+    y = gelu(checkpoint_name(dense(self.mlp_dim)(x), 'mlp_hidden'))
+    y = Dropout(self.dropout_rate)(y, deterministic=deterministic).astype(self.dtype)
     y = dense(x.shape[-1])(y)
     return Dropout(self.dropout_rate)(y, deterministic=deterministic)
+
+
+@jax.custom_jvp
+def gelu(x: Float[Array, '*n']) -> Float[Array, '*n']:
+  """Return the GELU in its tanh form, as LRA's (flax's) is, float32.
+
+  (1 + tanh z) / 2 = sigmoid(2z), written in what GPUs do in one instruction each.
+
+  >>> [round(float(y), 4) for y in gelu(jnp.array([-1.0, 0.0, 2.0]))]
+  [-0.1588, 0.0, 1.9546]
+  """
+  x = x.astype(jnp.float32)
+  return x * _gate(x)
+
+
+def _gate(x):
+  """Return sigmoid((8 / π)^(1/2) (x + 0.044715 x³)); 1 / y as rsqrt(y)², since division is slow."""
+  minus_z = x * (-math.sqrt(8 / math.pi) - math.sqrt(8 / math.pi) * 0.044715 * x**2)
+  return jax.lax.rsqrt(1 + jnp.exp(minus_z)) ** 2
+
+
+@gelu.defjvp
+def _gelu_jvp(primals, tangents):
+  (x,), (t,) = primals, tangents
+  x = x.astype(jnp.float32)
+  gate = _gate(x)
+  slope = math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * x**2)
+  return x * gate, (gate + x * gate * (1 - gate) * slope) * t.astype(jnp.float32)
 
 
 class EncoderBlock(nn.Module):

@@ -54,7 +54,8 @@ class Plan(NamedTuple):
   interpret: bool = False
 
 
-# What the kernels are written in. The interpreter knows neither layouts nor products from registers.
+# What the kernels are written in. The interpreter knows neither layouts nor products from registers,
+# so there they are plain sums and products of arrays.
 
 
 def _load(ref, layout, plan, *, shared=True):
@@ -335,8 +336,8 @@ def mix_queries(query, omega, state, norm, base, *, floor: float, plan: Plan):
     plan: how the work is cut.
 
   Returns:
-    out bfloat16 [b, l, h, d], and float32 [b, h, L] the log (in log 2) of the denominator of positive
-    features, relative to nothing; with Fourier features the denominator itself.
+    out bfloat16 [b, l, h, d], and float32 [b, h, L] the denominator: of positive features its log
+    (in log 2).
   """
   batch, length, heads, dim = query.shape
   m, block = omega.shape[1], _block(omega.shape[1])
