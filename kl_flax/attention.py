@@ -144,6 +144,13 @@ class KernelAttention(nn.Module):
   causal: bool = False
   implementation: Implementation = 'auto'
 
+  @property
+  def effective_smoothing(self) -> float:
+    """Return `smoothing`, or what these features take by default."""
+    if self.smoothing is None:
+      return DEFAULT_SMOOTHING.get(self.features, 0.0)
+    return self.smoothing
+
   @nn.compact
   def __call__(
     self,
@@ -159,9 +166,6 @@ class KernelAttention(nn.Module):
     omega, log_weight = None, None
     if self.sampler is not None:
       omega, log_weight = as_weighted(self.sampler(query.shape[2], query.shape[3]))
-    smoothing = self.smoothing
-    if smoothing is None:
-      smoothing = DEFAULT_SMOOTHING.get(self.features, 0.0)
     out, denominator = _attend(
       query,
       key,
@@ -169,7 +173,7 @@ class KernelAttention(nn.Module):
       omega,
       features=self.features,
       key_mask=key_mask,
-      smoothing=smoothing,
+      smoothing=self.effective_smoothing,
       log_weight=log_weight,
       causal=self.causal,
       implementation=self.implementation,

@@ -1,8 +1,8 @@
-"""Dropout whose mask is never stored: computed from a counter where it is used, twice if need be.
+"""Dropout whose mask is never stored, but computed from a counter wherever it is used.
 
-`jax.random.bernoulli` would cost more than the rest of a layer's element-wise work (a fifth of a
-training step on an H200): its generator takes about a hundred instructions for 64 bits, and the mask
-is kept for the backward pass. Dropout needs neither such quality nor the memory.
+`jax.random.bernoulli` would cost a fifth of a training step on an H200: its generator takes about a
+hundred instructions for 64 bits, and the mask is kept for the backward pass. Dropout needs neither
+such quality nor the memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 
 class Dropout(nn.Module):
-  """Sets elements to zero with probability `rate` and scales the others up, as `flax.linen.Dropout`.
+  """Sets elements to zero with probability `rate` and scales the others up, as flax's Dropout.
 
   The key is drawn from the PRNG stream 'dropout'.
 
@@ -66,8 +66,8 @@ def keep_mask(key: PRNGKeyArray, shape: tuple[int, ...], rate: float) -> Bool[Ar
 def dropout(x: Float[Array, '*n'], key: PRNGKeyArray, rate: float) -> Float[Array, '*n']:
   """Return x, kept and scaled by 1 / (1 − rate) where `keep_mask` is True, zero elsewhere.
 
-  The gradient's mask is computed again. Scaling is done in float32, 1 / 0.9 in bfloat16 would be off
-  by 0.2 %, and by a product, as GPUs divide in ten instructions.
+  The gradient's mask is computed again. Scaling is done in float32, since 1 / 0.9 in bfloat16 would
+  be off by 0.2 %, and by a product, since GPUs divide in ten instructions.
   """
   scaled = x.astype(jnp.promote_types(x.dtype, jnp.float32)) * (1 / (1 - rate))
   return jnp.where(keep_mask(key, x.shape, rate), scaled, 0).astype(x.dtype)

@@ -1,188 +1,145 @@
-"""Measure speed on this machine.
+"""Measure speed and memory on this machine.
 
+  python -m lra_tasks.benchmark --what=op --config=configs/text.py:gmm_prf,paper \\
+      --models=gmm_prf,transformer --lengths=1024,4096,16384
+  python -m lra_tasks.benchmark --what=step --config=... --models=... [--lengths=...]
+  python -m lra_tasks.benchmark --what=inference --config=... --models=... --batch_sizes=1,256
   python -m lra_tasks.benchmark --what=input --config=configs/text.py:gmm_prf
 
---what=input measures what the input pipeline delivers by itself: training batches of the config's
-shape, in one process, with nobody else at work on them. It is fast enough where it delivers several
-times the batches that the devices take. Without --config, --task=TASK measures LRA's base config.
+op: attention alone, forward and with all gradients. step: whole training steps over all devices.
+inference: calls of Predictor.predict. input: what the input pipeline delivers by itself.
+
+Times are medians of several repetitions, each of many calls in a row. Beside them stand the time of
+softmax attention in the same run, if `transformer` is among the models, and a floor: for op the
+time to read inputs and write results once at the bandwidth of a copy on this machine, for step the
+larger of XLA's counts of memory traffic and of operations at measured rates (XLA does not see
+inside fused kernels). --out writes everything as JSON, --plots draws it.
 """
 
 # A kind of measurement is a function from a `Setting` to `Measurements`, and a row of `KINDS`.
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import platform
-import statistics
+import runpy
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from lra_tasks import configuration, datasets, pipeline, tasks
-from lra_tasks.console import set_up_logging, show_progress
-from lra_tasks.pathfinder_images import num_cores
+from kl_flax.models import get_row
+from lra_tasks import configuration, parallel, speed, tasks
+from lra_tasks.console import set_up_logging
 from lra_tasks.run_log import write_json
-from lra_tasks.tasks import get_task
+from lra_tasks.speed import Case, Measurements, Setting
+from lra_tasks.speed_input import measure_input
+from lra_tasks.speed_timing import Machine, Quantity, describe_machine, measure_machine
 
-_WARM_UP = 16  # Batches: more than the pipeline prepares ahead.
-
-
-class Quantity(NamedTuple):
-  """What was measured: one value for each repetition."""
-
-  name: str
-  unit: str
-  values: tuple[float, ...]
-
-  def to_dict(self) -> dict[str, Any]:
-    """Return values, median and spread, as JSON."""
-    low, high = min(self.values), max(self.values)
-    return self._asdict() | {'median': statistics.median(self.values), 'min': low, 'max': high}
+SOFTMAX = 'transformer'
 
 
-class Measurements(NamedTuple):
-  """Quantities, and what they were measured on."""
-
-  subject: str
-  quantities: tuple[Quantity, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-  """What is to be measured, and how long.
+class Column(NamedTuple):
+  """A column of a table of cases.
 
   Attributes:
-    fields: the resolved config.
-    data_dir, source, task_name: where the data is, as for training.
-    repetitions: of each measurement.
-    seconds: that one repetition takes.
-
-  Raises:
-    ValueError: if there is nothing to repeat.
+    header: its title, with the unit.
+    value: (case, the case of softmax attention beside it or None) -> text.
   """
 
-  fields: Mapping[str, Any]
-  data_dir: str
-  source: str | None = None
-  task_name: str | None = None
-  repetitions: int = 5
-  seconds: float = 2.0
-
-  def __post_init__(self) -> None:
-    """Check the values."""
-    if self.repetitions < 1 or not self.seconds > 0:
-      raise ValueError(
-        'repetitions must be at least 1 and seconds above 0, got '
-        f'{self.repetitions} and {self.seconds}'
-      )
-
-  def prepare_data(self) -> datasets.Builder:
-    """Return the builder of the data, which is on disk."""
-    builder = configuration.open_data(
-      self.fields, data_dir=self.data_dir, source=self.source, task_name=self.task_name
-    )
-    datasets.prepare(builder)
-    return builder
+  header: str
+  value: Callable[[Case, Case | None], str]
 
 
-# What the input pipeline delivers.
+class Kind(NamedTuple):
+  """A kind of measurement.
 
-
-def measure_input(setting: Setting) -> Measurements:
-  """Measure the batches for training that one process reads, pads and batches in a second."""
-  builder, fields = setting.prepare_data(), setting.fields
-
-  def repeat() -> dict[tuple[str, str], float]:
-    start = time.perf_counter()
-    source = builder.as_data_source('train')
-    memory = _reset_peak_memory()
-    batches = pipeline.train_batches(
-      source,
-      batch_size=fields['batch_size'],
-      max_length=fields['max_length'],
-      num_inputs=get_task(fields['task']).num_inputs,
-      seed=fields['random_seed'],
-      share=pipeline.Share(),
-    )
-    batch = next(batches)
-    values = {('time to the first batch', 's'): time.perf_counter() - start}
-    values |= _measure_rates(batches, setting.seconds, fields['batch_size'], _size(batch))
-    if memory is not None:
-      # Of this repetition; what an earlier one has freed may be used again, unseen. The system
-      # counts by batches of pages: where little was needed, the difference can be below 0.
-      values['memory above that of the open data', 'MB'] = max(0, _peak_memory() - memory) / 1e6
-    return values
-
-  repeat()  # From here on the files are in the system's cache, and the modules loaded.
-  found = []
-  with show_progress('measuring', setting.repetitions) as advance:
-    for _ in range(setting.repetitions):
-      found.append(repeat())
-      advance(1)
-  shape = f'{fields["batch_size"]} × {fields["max_length"]:,}'
-  quantities = [Quantity(*key, tuple(values[key] for values in found)) for key in found[0]]
-  examples = len(builder.as_data_source('train'))
-  subject = f'{builder.info.full_name}, {examples:,} examples, batches of {shape}'
-  return Measurements(subject, tuple(quantities))
-
-
-def _measure_rates(
-  batches: Iterator[pipeline.Batch], seconds: float, examples: int, size: int
-) -> dict[tuple[str, str], float]:
-  """Take batches for some seconds and return what comes in a second."""
-  for _ in range(_WARM_UP):
-    next(batches)
-  count, start, cpu = 0, time.perf_counter(), time.process_time()
-  while time.perf_counter() - start < seconds:
-    next(batches)
-    count += 1
-  elapsed = time.perf_counter() - start
-  return {
-    ('batches', '1/s'): count / elapsed,
-    ('examples', '1/s'): count * examples / elapsed,
-    ('arrays', 'MB/s'): count * size / elapsed / 1e6,
-    ('CPU cores in use', ''): (time.process_time() - cpu) / elapsed,
-  }
-
-
-def _size(batch: pipeline.Batch) -> int:
-  return sum(array.nbytes for array in batch.values())
-
-
-def _reset_peak_memory() -> int | None:
-  """Begin to count the peak of resident memory anew, from the value returned, in bytes.
-
-  Returns None where the system cannot do that (others than Linux).
+  Attributes:
+    measure: returns what was found; without `columns`, of the setting alone.
+    columns: of the table; none for a single case, whose quantities are rows.
   """
-  try:
-    with open('/proc/self/clear_refs', 'w') as file:
-      file.write('5')
-    return _peak_memory()
-  except OSError:
-    return None
+
+  measure: Callable[..., Measurements]
+  columns: tuple[Column, ...] = ()
 
 
-def _peak_memory() -> int:
-  with open('/proc/self/status') as file:
-    (line,) = (line for line in file if line.startswith('VmHWM:'))
-  return int(line.split()[1]) * 1024
+def _label(name: str, header: str) -> Column:
+  return Column(header, lambda case, _: _text(case.labels.get(name)))
 
 
-KINDS: dict[str, Callable[[Setting], Measurements]] = {'input': measure_input}
+def _median(name: str, header: str, scale: float = 1.0) -> Column:
+  return Column(header, lambda case, _: _number(case.median(name), scale))
 
 
-# The table and the command.
+def _time(name: str, header: str) -> tuple[Column, ...]:
+  """Return the columns of a time: median, spread, against softmax attention, against its floor."""
+
+  def spread(case, _):
+    quantity = next((q for q in case.quantities if q.name == name), None)
+    if quantity is None:
+      return ''
+    half = (max(quantity.values) - min(quantity.values)) / 2
+    return f'{100 * half / quantity.median:.0f} %'
+
+  ratio = lambda a, b: '' if a is None or b is None else f'{a / b:.2f}'
+  return (
+    _median(name, f'{header} ms'),
+    Column('±', spread),
+    Column('× softmax', lambda c, s: ratio(s.median(name) if s else None, c.median(name))),
+    Column('of floor', lambda c, _: ratio(c.median(name), c.median(f'{name}, floor'))),
+  )
 
 
-def describe_machine() -> str:
-  """Return for example '2 CPU cores (x86_64), load 0.8'."""
-  return f'{num_cores()} CPU cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}'
+_CASE = (
+  _label('model_type', 'model'),
+  _label('program', 'program'),
+  _label('num_frequencies', 'M'),
+  _label('max_length', 'length'),
+  _label('batch_size', 'batch'),
+  _label('dtype', 'dtype'),
+)
+KINDS = {
+  'op': Kind(
+    speed.measure_op,
+    (
+      *_CASE,
+      *_time('forward', 'forward'),
+      *_time('forward + backward', 'with gradients'),
+      _median('forward, temporary memory', 'MiB'),
+      _median('forward + backward, temporary memory', 'MiB'),
+    ),
+  ),
+  'step': Kind(
+    speed.measure_step,
+    (
+      *_CASE,
+      _label('devices', 'devices'),
+      *_time('step', 'step'),
+      _median('step, device', 'busy ms'),
+      _median('examples', 'examples/s'),
+      _median('step, temporary memory', 'temporary GiB', 1 / 1024),
+      _median('step, whole memory', 'all GiB', 1 / 1024),
+      _median('step, memory traffic', 'traffic GB'),
+      _median('step, operations', 'TFLOP'),
+      _median('step, compilation', 'compiled in s'),
+    ),
+  ),
+  'inference': Kind(
+    speed.measure_inference,
+    (
+      *_CASE,
+      _median('documents', 'documents/s'),
+      _median('latency, p50', 'p50 ms'),
+      _median('latency, p99', 'p99 ms'),
+      _median('first call', 'first call s'),
+    ),
+  ),
+  'input': Kind(measure_input),
+}
+
+
+# The table.
 
 
 def render(title: str, notes: Sequence[str], quantities: Sequence[Quantity]) -> str:
@@ -192,34 +149,153 @@ def render(title: str, notes: Sequence[str], quantities: Sequence[Quantity]) -> 
     values = quantity.to_dict()
     numbers = [_number(values[name]) for name in ('median', 'min', 'max')]
     rows.append((quantity.name, *numbers, quantity.unit))
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:4], widths[1:4]), row[4]]).rstrip()
-    for row in rows
+  return _layout(title, notes, rows, lambda column: column in (0, 4))
+
+
+def render_cases(
+  title: str, notes: Sequence[str], cases: Sequence[Case], columns: Sequence[Column]
+) -> str:
+  """Return a table with a row for each case; columns without any value are left out."""
+  rows = [
+    [column.value(case, _softmax_beside(case, cases)) for column in columns] for case in cases
   ]
+  kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+  body = [[*(row[i] for i in kept), case.note] for row, case in zip(rows, cases, strict=True)]
+  header = [*(columns[i].header for i in kept), '']
+  return _layout(title, notes, [header, *body], lambda column: column in (0, len(kept)))
+
+
+def _softmax_beside(case: Case, cases: Sequence[Case]) -> Case | None:
+  """Return the case of softmax attention on the same data."""
+  same = ('max_length', 'batch_size', 'dtype')
+  for other in cases:
+    like = all(other.labels.get(name) == case.labels.get(name) for name in same)
+    if like and other.labels['model_type'] == SOFTMAX and other.quantities:
+      return other
+  return None
+
+
+def _layout(title, notes, rows, is_left) -> str:
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = []
+  for row in rows:
+    cells = [
+      text.ljust(width) if is_left(i) else text.rjust(width)
+      for i, (text, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    lines.append('  '.join(cells).rstrip())
   rule = '─' * max(map(len, lines))
   return '\n'.join([title, *notes, '', lines[0], rule, *lines[1:]])
 
 
-def _number(value: float) -> str:
+def _number(value: float | None, scale: float = 1.0) -> str:
   """Return three digits or more; thousands are kept apart."""
+  if value is None:
+    return ''
+  value *= scale
   return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
+
+
+def _text(value: Any) -> str:
+  if value is None:
+    return ''
+  return f'{value:,}' if isinstance(value, int) else str(value)
+
+
+def describe_floors(machine: Machine) -> str:
+  """Return a line about the rates that floors are computed with."""
+  return (
+    f'copies at {machine.bandwidth / 1e9:,.0f} GB/s, '
+    f'{machine.dtype} products at {machine.matrix_rate / 1e12:,.3g} TFLOP/s'
+  )
+
+
+# The command.
+
+
+def configs(flag_values: flags.FlagValues) -> list[dict[str, Any]]:
+  """Return the resolved config of every model and implementation that the flags name.
+
+  Raises:
+    ValueError: for unknown models or fields.
+  """
+  first = flag_values.config or ml_collections.ConfigDict()
+  found = []
+  for model in flag_values.models or [None]:
+    config = first if model is None else _config_of(model, first, flag_values['config'])
+    fields = configuration.resolve(config, flag_values.task)
+    options = get_row(fields['model_type']).options
+    given = {}
+    if flag_values.num_frequencies is not None:
+      given['num_frequencies'] = flag_values.num_frequencies
+    for implementation in flag_values.implementations:
+      given['implementation'] = implementation
+      known = {name: value for name, value in given.items() if name in options}
+      fields = fields | {'attention': fields['attention'] | known}
+      if fields not in found:  # Other mechanisms have no implementations.
+        found.append(fields)
+  return found
+
+
+def _config_of(model: str, first: ml_collections.ConfigDict, flag: Any) -> Any:
+  """Return the config of another model: from the same file, with the same preset and changes."""
+  name = config_flags.get_config_filename(flag) if flag.value is not None else ''
+  path, _, argument = name.partition(':')
+  if not argument:  # One of LRA's files, or none.
+    return ml_collections.ConfigDict(first.to_dict() | {'model_type': model, 'model_kwargs': {}})
+  preset = argument.partition(',')[2]
+  config = runpy.run_path(path)['get_config'](','.join(filter(None, (model, preset))))
+  with config.unlocked():
+    for field, value in config_flags.get_override_values(flag).items():
+      option = field.partition('attention.')[2]
+      if not option or option in get_row(model).options:
+        config.update_from_flattened_dict({field: value})
+  return config
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Define the command's flags; not at import, so that commands can share names."""
   define = lambda kind, *arguments, **options: kind(*arguments, **options, flag_values=flag_values)
-  define(flags.DEFINE_enum, 'what', 'input', list(KINDS), 'What to measure.')
+  define(flags.DEFINE_enum, 'what', 'step', list(KINDS), 'What to measure.')
   config_flags.DEFINE_config_file(
     'config', None, 'configs/TASK.py:MODEL[,PRESET].', lock_config=True, flag_values=flag_values
   )
   tasks.define_data_flags(flag_values)
   flags.adopt_module_key_flags(tasks, flag_values)  # For --help.
+  define(flags.DEFINE_list, 'models', [], 'Models to compare; by default that of the config.')
+  define(
+    flags.DEFINE_list, 'implementations', ['auto'],
+    'Of kernel attention: auto, xla, fused; each is measured.',
+  )  # fmt: skip
+  define(flags.DEFINE_integer, 'num_frequencies', None, 'M of all models that have frequencies.')
+  define(_define_integers, 'lengths', [], "Lengths; by default the config's.")
+  define(_define_integers, 'batch_sizes', [], "Batch sizes; by default the config's.")
+  define(
+    flags.DEFINE_integer, 'tokens', None,
+    'op: positions of a batch; by default batch size times length of the config.',
+  )  # fmt: skip
+  define(flags.DEFINE_list, 'dtypes', [], 'bfloat16, float32; by default what training takes here.')
   define(flags.DEFINE_integer, 'repetitions', 5, 'Of each measurement.')
-  define(flags.DEFINE_float, 'seconds', 2.0, 'That one repetition takes.')
+  define(flags.DEFINE_float, 'seconds', 0.5, 'That one repetition takes.')
   define(
     flags.DEFINE_string, 'out', None, 'JSON file to write, with the values of all repetitions.'
   )
+  define(flags.DEFINE_string, 'plots', None, 'Directory for figures (PNG); needs matplotlib.')
+
+
+class _Integers(flags.ArgumentParser):
+  """Whole numbers, separated by commas."""
+
+  syntactic_help = 'whole numbers, separated by commas'
+
+  def parse(self, argument: Any) -> list[int]:
+    """Return the numbers."""
+    return [int(part) for part in argument.split(',')] if isinstance(argument, str) else argument
+
+
+def _define_integers(name, default, help_text, flag_values):
+  serializer = flags.ListSerializer(',')
+  flags.DEFINE(_Integers(), name, default, help_text, flag_values, serializer)
 
 
 def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
@@ -228,27 +304,52 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
   try:
     if len(argv) > 1:
       raise ValueError(f'unknown arguments: {" ".join(argv[1:])}; --help tells more')
-    config = flag_values.config or ml_collections.ConfigDict()
-    setting = Setting(
-      configuration.resolve(config, flag_values.task),
-      data_dir=flag_values.data_dir,
-      source=flag_values.source,
-      task_name=flag_values.task_name,
-      repetitions=flag_values.repetitions,
-      seconds=flag_values.seconds,
-    )
-    measured = KINDS[flag_values.what](setting)
-    title = f'{setting.fields["task"]}: {flag_values.what}, {setting.repetitions} repetitions'
-    notes = {'subject': measured.subject, 'machine': describe_machine()}
-    print(render(title, list(notes.values()), measured.quantities))
-    if flag_values.out:
-      quantities = [quantity.to_dict() for quantity in measured.quantities]
-      what = {'what': flag_values.what, 'config': dict(setting.fields)}
-      write_json(flag_values.out, what | notes | {'quantities': quantities})
+    _run(flag_values)
   except (ValueError, OSError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
   return 0
+
+
+def _run(flag_values: flags.FlagValues) -> None:
+  kind = KINDS[flag_values.what]
+  setting = Setting(
+    configs(flag_values),
+    lengths=flag_values.lengths,
+    batch_sizes=flag_values.batch_sizes,
+    tokens=flag_values.tokens,
+    dtypes=flag_values.dtypes or [parallel.default_dtype()],
+    data_dir=flag_values.data_dir,
+    source=flag_values.source,
+    task_name=flag_values.task_name,
+    repetitions=flag_values.repetitions,
+    seconds=flag_values.seconds,
+  )
+  task = setting.configs[0]['task']
+  title = f'{task}: {flag_values.what}, {setting.repetitions} repetitions'
+  record: dict[str, Any] = {'what': flag_values.what, 'task': task}
+  if kind.columns:
+    parallel.enable_compilation_cache()
+    machine = measure_machine()
+    found = kind.measure(setting, machine)
+    notes = [found.subject, machine.description, describe_floors(machine)]
+    text = render_cases(title, notes, found.cases, kind.columns)
+    record |= {'subject': found.subject, 'machine': machine._asdict()}
+  else:
+    found = kind.measure(setting)
+    notes = [found.subject, describe_machine()]
+    text = render(title, notes, found.cases[0].quantities)
+    record |= {'subject': found.subject, 'machine': {'description': describe_machine()}}
+  print(text)
+  record |= {'configs': [dict(fields) for fields in setting.configs]}
+  record |= {'cases': [_case_to_dict(case) for case in found.cases]}
+  if flag_values.out:
+    write_json(flag_values.out, record)
+
+
+def _case_to_dict(case: Case) -> Mapping[str, Any]:
+  quantities = [quantity.to_dict() for quantity in case.quantities]
+  return case.labels | {'quantities': quantities} | ({'note': case.note} if case.note else {})
 
 
 def run() -> None:

@@ -82,24 +82,46 @@ def _fused_width(query, value) -> int:
 def _fused(query, key, value, mask):
   """Run cuDNN's kernel, which wants even lengths, head sizes in eights and no L×1 mask.
 
-  So lengths are padded, and the mask becomes one more coordinate of queries and keys.
+  So lengths and sizes are padded where need be. Keys that are valid up to a length, as padded
+  sequences are, go as lengths, and what lies behind is skipped; any other mask becomes one more
+  coordinate of queries and keys.
   """
-  length, head_dim, value_dim = query.shape[1], query.shape[3], value.shape[3]
   if mask is None:
-    mask = jnp.ones((1, 1, 1, key.shape[1]), bool)
-  width = _fused_width(query, value)
-  query, key, value = (_pad(x, width) for x in (query, key, value))
-  # exp(−30,000 / D^(1/2)) is 0, and −30,000 is finite, in both 16-bit types.
-  penalty = jnp.where(mask[:, 0, 0, :, None], 0, -30_000).astype(key.dtype)
-  rest = ((0, 0), (0, key.shape[1] - penalty.shape[1]), (0, 0))
-  penalty = jnp.pad(penalty, rest, constant_values=-30_000)
-  query = query.at[..., head_dim].set(1)
-  key = key.at[..., head_dim].set(penalty)
-  scale = head_dim**-0.5
-  out = jax.nn.dot_product_attention(query, key, value, scale=scale, implementation='cudnn')
+    return _cudnn(query, key, value)
+  mask = mask[:, 0, 0]
+  lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
+  is_prefix = jnp.all(mask == (jnp.arange(mask.shape[1]) < lengths[:, None]))
+  by_lengths = lambda *arrays: _cudnn(*arrays, lengths=jnp.maximum(lengths, 1))
+  by_coordinate = lambda *arrays: _cudnn_with_coordinate(*arrays, mask)
+  return jax.lax.cond(is_prefix, by_lengths, by_coordinate, query, key, value)
+
+
+def _cudnn(query, key, value, *, scale=None, lengths=None):
+  """Attend to the keys up to `lengths`, int32[b]; by default to all."""
+  (_, length, _, head_dim), value_dim = query.shape, value.shape[3]
+  if lengths is None and key.shape[1] % 8:
+    lengths = jnp.full(key.shape[0], key.shape[1], jnp.int32)
+  width = -(-max(head_dim, value_dim) // 8) * 8
+  out = jax.nn.dot_product_attention(
+    *(_pad(x, width) for x in (query, key, value)),
+    key_value_seq_lengths=lengths,
+    scale=head_dim**-0.5 if scale is None else scale,
+    implementation='cudnn',
+  )
   return out[:, :length, :, :value_dim]
+
+
+def _cudnn_with_coordinate(query, key, value, mask):
+  """Attend to the keys where the mask is True."""
+  head_dim = query.shape[3]
+  # exp(−30,000 / D^(1/2)) is 0, and −30,000 is finite, in both 16-bit types.
+  penalty = jnp.broadcast_to(jnp.where(mask, 0, -30_000)[:, :, None, None], (*key.shape[:3], 1))
+  query = jnp.concatenate([query, jnp.ones((*query.shape[:3], 1), query.dtype)], axis=-1)
+  key = jnp.concatenate([key, penalty.astype(key.dtype)], axis=-1)
+  return _cudnn(query, key, value, scale=head_dim**-0.5)
 
 
 def _pad(x, width):
   """Pad [b, l, h, d] with zeros to a length in eights and to the width."""
-  return jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, width - x.shape[3])))
+  missing = -x.shape[1] % 8, width - x.shape[3]
+  return jnp.pad(x, ((0, 0), (0, missing[0]), (0, 0), (0, missing[1]))) if any(missing) else x

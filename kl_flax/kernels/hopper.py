@@ -54,8 +54,8 @@ class Plan(NamedTuple):
   interpret: bool = False
 
 
-# What the kernels are written in. The interpreter knows neither layouts nor products from registers,
-# so there they are plain sums and products of arrays.
+# What the kernels are written in. The interpreter knows neither layouts nor products of registers;
+# there these are plain operations on arrays.
 
 
 def _load(ref, layout, plan, *, shared=True):

@@ -102,23 +102,34 @@ def fused_on_cpu(monkeypatch):
   """Let `_fused` call XLA's product where it asks for cuDNN's kernel, under the kernel's rules."""
   original = jax.nn.dot_product_attention
 
-  def dot_product_attention(query, key, value, *, scale, implementation):
+  def dot_product_attention(query, key, value, *, key_value_seq_lengths, scale, implementation):
     assert implementation == 'cudnn'
     assert query.shape[1] % 2 == key.shape[1] % 2 == 0
     assert query.shape[3] % 8 == 0
     assert key.shape == value.shape
-    return original(query, key, value, scale=scale, implementation='xla')
+    lengths = {'key_value_seq_lengths': key_value_seq_lengths}
+    return original(query, key, value, scale=scale, implementation='xla', **lengths)
 
   monkeypatch.setattr(jax.nn, 'dot_product_attention', dot_product_attention)
 
 
 @pytest.mark.usefixtures('fused_on_cpu')
 @pytest.mark.parametrize(
-  ('lengths', 'sizes', 'masked'), [((5, 7), (5, 3), True), ((1, 9), (8, 17), False)]
+  ('lengths', 'sizes', 'masked'),
+  [
+    ((5, 7), (5, 3), 'anywhere'),
+    ((8, 16), (8, 8), 'anywhere'),
+    ((5, 7), (5, 3), 'at the end'),
+    ((8, 16), (8, 8), 'at the end'),
+    ((1, 9), (8, 17), 'nowhere'),
+    ((8, 16), (8, 8), 'nowhere'),
+  ],
 )
 def test_fused_equals_the_plain_product(lengths, sizes, masked):
   inputs, mask = make_inputs(lq=lengths[0], lk=lengths[1], d=sizes[0], e=sizes[1])
-  mask = jnp.asarray(mask)[:, None, None, :] if masked else None
+  if masked == 'at the end':
+    mask = np.arange(lengths[1]) < np.array([[3], [lengths[1]]])
+  mask = None if masked == 'nowhere' else jnp.asarray(mask)[:, None, None, :]
 
   def naive(query, key, value):
     return jnp.einsum('bhls,bshe->blhe', softmax_weights(query, key, mask), value)

@@ -1,0 +1,386 @@
+"""What can be measured of models: attention alone, whole training steps, predictions.
+
+Each kind is a function from a `Setting` to `Measurements`. Inputs are random: frequent and rare
+tokens, sequences from a quarter to the whole of the length.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kl_flax.attention import KernelAttention, kernel_attention
+from kl_flax.kernels import kernel_info
+from kl_flax.models import AttentionFactory, make_classifier
+from kl_flax.predictor import Predictor
+from kl_flax.spectral import as_weighted
+from lra_tasks import configuration, datasets, parallel, steps
+from lra_tasks.console import show_progress
+from lra_tasks.optimizer import make_optimizer, make_schedule
+from lra_tasks.speed_timing import (
+  Compiled,
+  Machine,
+  Quantity,
+  compile_program,
+  device_time,
+  is_out_of_memory,
+  time_calls,
+  time_loop,
+)
+from lra_tasks.tasks import get_task
+
+logger = logging.getLogger(__name__)
+
+
+class Case(NamedTuple):
+  """One thing that was measured.
+
+  Attributes:
+    labels: what tells it from the others.
+    quantities: what was found; none if it failed.
+    note: why it failed.
+  """
+
+  labels: dict[str, Any]
+  quantities: tuple[Quantity, ...]
+  note: str = ''
+
+  def median(self, name: str) -> float | None:
+    """Return the median of a quantity, None if there is none of that name."""
+    return next((q.median for q in self.quantities if q.name == name), None)
+
+
+class Measurements(NamedTuple):
+  """Cases, and what they have in common."""
+
+  subject: str
+  cases: tuple[Case, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What is to be measured, and how long.
+
+  Attributes:
+    configs: the resolved config of each model; the first one is that of the input pipeline.
+    lengths: of sequences; the configs' own if there are none.
+    batch_sizes: likewise; of attention alone, what `tokens` makes of the length.
+    tokens: in a batch, where attention is measured alone; None is the config's batch size times its
+      length.
+    dtypes: of the computation.
+    data_dir, source, task_name: where the data is, as for training.
+    repetitions: of each measurement.
+    seconds: that one repetition takes.
+
+  Raises:
+    ValueError: if there is nothing to repeat, or a size is not positive.
+  """
+
+  configs: Sequence[Mapping[str, Any]]
+  lengths: Sequence[int] = ()
+  batch_sizes: Sequence[int] = ()
+  tokens: int | None = None
+  dtypes: Sequence[str] = ('float32',)
+  data_dir: str = ''
+  source: str | None = None
+  task_name: str | None = None
+  repetitions: int = 5
+  seconds: float = 2.0
+
+  def __post_init__(self) -> None:
+    """Check the values."""
+    if self.repetitions < 1 or not self.seconds > 0:
+      raise ValueError(
+        'repetitions must be at least 1 and seconds above 0, got '
+        f'{self.repetitions} and {self.seconds}'
+      )
+    sizes = {'lengths': self.lengths, 'batch_sizes': self.batch_sizes, 'tokens': [self.tokens or 1]}
+    for name, values in sizes.items():
+      if any(value < 1 for value in values):
+        raise ValueError(f'{name} must be at least 1, got {", ".join(map(str, values))}')
+    for dtype in self.dtypes:
+      if dtype not in ('float32', 'bfloat16'):
+        raise ValueError(f"dtypes must be 'float32' or 'bfloat16', got {dtype!r}")
+
+  def prepare_data(self) -> datasets.Builder:
+    """Return the builder of the data, which is on disk."""
+    builder = configuration.open_data(
+      self.configs[0], data_dir=self.data_dir, source=self.source, task_name=self.task_name
+    )
+    datasets.prepare(builder)
+    return builder
+
+  def cases(self) -> Iterator[dict[str, Any]]:
+    """Return the config of each case; of what differs, the model comes last."""
+    lengths, sizes = self.lengths or [None], self.batch_sizes or [None]
+    for dtype, length, size in itertools.product(self.dtypes, lengths, sizes):
+      for fields in self.configs:
+        yield dict(
+          fields,
+          dtype=dtype,
+          max_length=length or fields['max_length'],
+          batch_size=size or fields['batch_size'],
+        )
+
+
+def _measure_cases(
+  setting: Setting,
+  measure: Callable[[Setting, dict[str, Any]], tuple[dict[str, Any], list[Quantity]]],
+  subject: str,
+) -> Measurements:
+  """Measure all cases; one that does not fit into memory is a result like the others."""
+  found = []
+  todo = list(setting.cases())
+  with show_progress('measuring', len(todo)) as advance:
+    for fields in todo:
+      labels = {name: fields[name] for name in ('model_type', 'max_length', 'dtype')}
+      try:
+        more, quantities = measure(setting, fields)
+        found.append(Case(labels | more, tuple(quantities)))
+      except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+          raise
+        found.append(Case(labels | {'batch_size': fields['batch_size']}, (), 'out of memory'))
+      advance(1)
+  return Measurements(subject, tuple(found))
+
+
+def _milliseconds(name: str, seconds: Sequence[float]) -> Quantity:
+  return Quantity(name, 'ms', tuple(1e3 * value for value in seconds))
+
+
+def _single(name: str, unit: str, value: float | None) -> list[Quantity]:
+  return [] if value is None else [Quantity(name, unit, (value,))]
+
+
+# Attention alone.
+
+
+def measure_op(setting: Setting, machine: Machine) -> Measurements:
+  """Measure attention without its projections, forward and with all gradients.
+
+  Frequencies are drawn beforehand; the gradient is taken with respect to them too. No position is
+  masked, so that softmax attention can show what it can do.
+  """
+  fields = setting.configs[0]
+  heads, width = fields['num_heads'], fields['qkv_dim'] // fields['num_heads']
+  measure = functools.partial(_measure_op, machine=machine)
+  return _measure_cases(setting, measure, f'attention alone, {heads} heads of {width}')
+
+
+def _measure_op(setting, fields, machine):
+  heads, length = fields['num_heads'], fields['max_length']
+  dim = fields['qkv_dim'] // heads
+  batch = fields['batch_size']
+  if not setting.batch_sizes:
+    tokens = setting.tokens or setting.configs[0]['batch_size'] * setting.configs[0]['max_length']
+    batch = max(1, tokens // length)
+  shape = (batch, length, heads, dim)
+  keys = jax.random.split(jax.random.key(0), 4)
+  draw = jax.jit(lambda key: jax.random.normal(key, shape, fields['dtype']))
+  query, key, value, gradient = map(draw, keys)
+  attend, parameters, labels = _operation(fields, query, key, value)
+
+  def both(parameters, query, key, value, gradient):
+    out, pull = jax.vjp(attend, parameters, query, key, value)
+    return out, pull(gradient)
+
+  inputs = (parameters, query, key, value)
+  forward = compile_program(jax.jit(attend), *inputs)
+  backward = compile_program(jax.jit(both), *inputs, gradient)
+  timing = {'repetitions': setting.repetitions, 'seconds': setting.seconds}
+  quantities = [
+    _milliseconds('forward', time_calls(forward.call, *inputs, **timing)),
+    _milliseconds('forward + backward', time_calls(backward.call, *inputs, gradient, **timing)),
+  ]
+  # Queries, keys, values, output; then these again, the output's gradient and three more.
+  traffic = 4 * query.nbytes, (4 + 4 + 1 + 3) * query.nbytes
+  for program, name, least, call in (
+    (forward, 'forward', traffic[0], lambda: forward.call(*inputs)),
+    (backward, 'forward + backward', traffic[1], lambda: backward.call(*inputs, gradient)),
+  ):
+    quantities += _of_program(name, program, machine.floor(least), device_time(call))
+  labels |= {'batch_size': batch, 'tokens': batch * length}
+  return labels, quantities
+
+
+def _of_program(
+  name: str, program: Compiled, floor: float, on_device: float | None
+) -> list[Quantity]:
+  """Return what there is to say of a program beside its time."""
+  return [
+    *_single(f'{name}, device', 'ms', None if on_device is None else 1e3 * on_device),
+    *_single(f'{name}, floor', 'ms', 1e3 * floor),
+    *_single(f'{name}, temporary memory', 'MiB', program.temporary_bytes / 2**20),
+    *_single(f'{name}, compilation', 's', program.seconds),
+  ]
+
+
+def _operation(fields, query, key, value):
+  """Return attention as a function of parameters and inputs, its parameters, and labels."""
+  arguments = configuration.model_arguments(dict(fields))
+  module = AttentionFactory.of(arguments['model_type'], arguments['attention'])()
+  small = jnp.zeros((1, 8, *query.shape[2:]), query.dtype)
+  rngs = {'params': jax.random.key(1), 'spectral': jax.random.key(2)}
+  if not isinstance(module, KernelAttention):
+    variables = module.init(rngs, small, small, small)
+    return lambda v, *inputs: module.apply(v, *inputs), variables, {'program': 'module'}
+  omega, log_weight = None, None
+  if module.sampler is not None:
+    sample = module.sampler.clone(parent=None, name=None)
+    drawn, _ = sample.init_with_output(rngs, query.shape[2], query.shape[3])
+    omega, log_weight = as_weighted(drawn)
+  smoothing = module.effective_smoothing
+  options = {'features': module.features, 'smoothing': smoothing}
+
+  def attend(parameters, query, key, value):
+    omega, log_weight = parameters
+    return kernel_attention(
+      query, key, value, omega, log_weight=log_weight, implementation=module.implementation,
+      **options,
+    )  # fmt: skip
+
+  info = kernel_info(
+    query, key, value, omega, implementation=module.implementation, causal=module.causal, **options
+  )
+  labels = {'program': info.implementation}
+  if omega is not None:
+    labels['num_frequencies'] = omega.shape[1]
+  return attend, (omega, log_weight), labels
+
+
+# Training steps.
+
+
+def measure_step(setting: Setting, machine: Machine) -> Measurements:
+  """Measure training steps over all devices, from a batch in host memory to the new state."""
+  measure = functools.partial(_measure_step, machine=machine)
+  devices = parallel.describe_devices()
+  return _measure_cases(
+    setting, measure, f'training steps of {setting.configs[0]["task"]}, {devices}'
+  )
+
+
+def _measure_step(setting, fields, machine):
+  parallel.check_batch_size(fields['batch_size'])
+  model = make_classifier(**configuration.model_arguments(fields))
+  schedule = make_schedule(**{name: fields[name] for name in configuration.SCHEDULE_FIELDS})
+  optimizer = make_optimizer(
+    schedule, weight_decay=fields['weight_decay'], grad_clip_norm=fields['grad_clip_norm']
+  )
+  init = jax.jit(functools.partial(steps.init_state, model, optimizer, seed=fields['random_seed']))
+  state = parallel.replicate(init())
+  function = parallel.over_devices(
+    functools.partial(
+      steps.train_step, model=model, optimizer=optimizer, resample_every=fields['resample_every']
+    ),
+    donate_state=True,
+  )
+  batch = parallel.split(random_batch(fields))
+  program = compile_program(function, state, batch)
+  held = [state]
+
+  def step():
+    held[0], sums = program.call(held[0], batch)
+    return sums
+
+  times = time_loop(step, repetitions=setting.repetitions, seconds=setting.seconds)
+  examples = tuple(fields['batch_size'] / value for value in times)
+  floor = machine.floor(program.traffic_bytes, program.operations)
+  before = parallel.peak_memory_bytes()
+  quantities = [
+    _milliseconds('step', times),
+    Quantity('examples', '1/s', examples),
+    *_of_program('step', program, floor, device_time(step)),
+    *_single('step, whole memory', 'MiB', program.all_bytes / 2**20),
+    *_single('step, memory traffic', 'GB', program.traffic_bytes / 1e9),
+    *_single('step, operations', 'TFLOP', program.operations / 1e12),
+    # Of the process: only a case that needs more than all before it shows.
+    *_single('peak of the process', 'MiB', before and before / 2**20),
+  ]
+  labels = {'batch_size': fields['batch_size'], 'devices': jax.device_count()}
+  if 'num_frequencies' in fields['attention']:
+    labels['num_frequencies'] = fields['attention']['num_frequencies']
+  return labels, quantities
+
+
+def random_batch(fields: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Return a batch of the config's sizes in the form of `lra_tasks.pipeline`.
+
+  Token i of the vocabulary is drawn in proportion to 1 / i (Zipf's law): the gradient of a table is
+  slow where few tokens are frequent.
+  """
+  random = np.random.default_rng(0)
+  spec, size, length = get_task(fields['task']), fields['batch_size'], fields['max_length']
+  lead = (size,) if spec.num_inputs == 1 else (size, spec.num_inputs)
+  ids = np.arange(1, spec.tokenizer.vocab_size)
+  weights = 1 / ids
+  lengths = random.integers(math.ceil(length / 4), length, lead, endpoint=True, dtype=np.int32)
+  inputs = random.choice(ids, (*lead, length), p=weights / weights.sum()).astype(np.int32)
+  inputs *= np.arange(length) < lengths[..., None]
+  targets = random.integers(0, spec.num_classes, size, dtype=np.int32)
+  ones, zeros = np.ones(size, np.float32), np.zeros(size, np.float32)
+  return {
+    'inputs': inputs, 'lengths': lengths, 'targets': targets, 'weights': ones, 'truncated': zeros,
+  }  # fmt: skip
+
+
+# Predictions.
+
+
+class _Tokens:
+  """A tokenizer of inputs that are tokens already."""
+
+  def encode(self, raw):
+    return raw
+
+
+def measure_inference(setting: Setting, machine: Machine) -> Measurements:
+  """Measure calls of `kl_flax.Predictor.predict` on documents of the full length."""
+  del machine
+  sizes = setting.batch_sizes or (1, 256)
+  setting = dataclasses.replace(setting, batch_sizes=sizes)
+  return _measure_cases(setting, _measure_inference, 'Predictor.predict, documents of full length')
+
+
+def _measure_inference(setting, fields):
+  model = make_classifier(**configuration.model_arguments(fields))
+  key = jax.random.key(0)
+  params = jax.jit(functools.partial(steps.init_params, model))(key, key)
+  predictor = Predictor(model, params, _Tokens(), key)
+  size, length = fields['batch_size'], fields['max_length']
+  spec, random = get_task(fields['task']), np.random.default_rng(0)
+  shape = (size, length) if spec.num_inputs == 1 else (size, 2, length)
+  documents = list(random.integers(1, spec.tokenizer.vocab_size, shape, dtype=np.int32))
+  documents = documents if spec.num_inputs == 1 else list(map(tuple, documents))
+  start = time.perf_counter()
+  predictor.predict(documents)
+  first = time.perf_counter() - start
+  latencies = _latencies(lambda: predictor.predict(documents), setting)
+  return {'batch_size': size}, [
+    Quantity('documents', '1/s', tuple(size / value for value in latencies)),
+    *_single('latency, p50', 'ms', 1e3 * float(np.percentile(latencies, 50))),
+    *_single('latency, p99', 'ms', 1e3 * float(np.percentile(latencies, 99))),
+    *_single('first call', 's', first),
+  ]
+
+
+def _latencies(call, setting) -> list[float]:
+  """Return the seconds of each of the calls that fit into the time, ten or more."""
+  found, start = [], time.perf_counter()
+  limit = setting.seconds * setting.repetitions
+  while len(found) < 10 or time.perf_counter() - start < limit:
+    before = time.perf_counter()
+    call()
+    found.append(time.perf_counter() - before)
+  return found
