@@ -30,10 +30,12 @@ RUNTIME = [
 TEST = [
   'beartype>=0.20',  # Checks the annotated shapes in tests.
   'hypothesis>=6.100',
+  'matplotlib>=3.8',
   'pytest>=8.0',
   'pytest-xdist>=3.5',  # Two workers halve the time.
   'ruff>=0.12',
 ]
+PLOTS = ['matplotlib>=3.8']  # Of measured speed.
 # For the notebooks to come.
 NOTEBOOKS = ['ipykernel>=6.0', 'jupytext>=1.16', 'matplotlib>=3.8', 'nbmake>=1.5']
 
@@ -48,5 +50,5 @@ setuptools.setup(
   packages=setuptools.find_packages(include=['kl_flax*', 'lra_tasks*']),
   package_data={'lra_tasks': ['published_results.csv', 'results/**/*.json*']},
   install_requires=RUNTIME,
-  extras_require={'test': TEST, 'notebooks': NOTEBOOKS, 'cuda13': ['jax[cuda13]>=0.10,<0.12']},
+  extras_require={'test': TEST, 'plots': PLOTS, 'notebooks': NOTEBOOKS, 'cuda13': ['jax[cuda13]>=0.10,<0.12']},
 )

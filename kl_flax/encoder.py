@@ -59,14 +59,16 @@ class MultiHeadAttention(nn.Module):
       raise ValueError(f'qkv_dim={self.qkv_dim} must be a multiple of num_heads={self.num_heads}')
     features, head_dim = x.shape[-1], self.qkv_dim // self.num_heads
     # Each of the three keeps the Xavier bounds of a matrix of its own. Three products: what one for
-    # all returns would have to be cut up, which costs more than reading x three times. The barrier
-    # keeps XLA from merging them.
-    copies = jax.lax.optimization_barrier((x, x, x))
+    # all returns would have to be cut up, which costs more than reading x three times. XLA would
+    # merge them again, had not each to wait for the one before.
     init = nn.initializers.xavier_uniform(in_axis=0, out_axis=(2, 3), batch_axis=1)
     kernel = self.param('qkv', init, (features, 3, self.num_heads, head_dim)).astype(self.dtype)
-    query, key, value = (
-      jnp.einsum('blf,fhd->blhd', copy, kernel[:, i]) for i, copy in enumerate(copies)
-    )
+    project = lambda matrix: jnp.einsum('blf,fhd->blhd', x, matrix)
+    query = project(kernel[:, 0])
+    query, matrix = jax.lax.optimization_barrier((query, kernel[:, 1]))
+    key = project(matrix)
+    key, matrix = jax.lax.optimization_barrier((key, kernel[:, 2]))
+    value = project(matrix)
     out = self.make_attention()(query, key, value, key_mask, deterministic=deterministic)
     return nn.DenseGeneral(
       features,

@@ -13,7 +13,7 @@ Times are medians of several repetitions, each of many calls in a row. Beside th
 softmax attention in the same run, if `transformer` is among the models, and a floor: for op the
 time to read inputs and write results once at the bandwidth of a copy on this machine, for step the
 larger of XLA's counts of memory traffic and of operations at measured rates (XLA does not see
-inside fused kernels). --out writes everything as JSON, --plots draws it.
+inside fused kernels). --out writes everything as JSON, which `lra_tasks.speed_plots` draws.
 """
 
 # A kind of measurement is a function from a `Setting` to `Measurements`, and a row of `KINDS`.
@@ -280,7 +280,6 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   define(
     flags.DEFINE_string, 'out', None, 'JSON file to write, with the values of all repetitions.'
   )
-  define(flags.DEFINE_string, 'plots', None, 'Directory for figures (PNG); needs matplotlib.')
 
 
 class _Integers(flags.ArgumentParser):

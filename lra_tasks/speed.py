@@ -338,15 +338,8 @@ def random_batch(fields: Mapping[str, Any]) -> dict[str, np.ndarray]:
 # Predictions.
 
 
-class _Tokens:
-  """A tokenizer of inputs that are tokens already."""
-
-  def encode(self, raw):
-    return raw
-
-
 def measure_inference(setting: Setting, machine: Machine) -> Measurements:
-  """Measure calls of `kl_flax.Predictor.predict` on documents of the full length."""
+  """Measure calls of `kl_flax.Predictor.predict`, from raw documents of the full length on."""
   del machine
   sizes = setting.batch_sizes or (1, 256)
   setting = dataclasses.replace(setting, batch_sizes=sizes)
@@ -357,12 +350,12 @@ def _measure_inference(setting, fields):
   model = make_classifier(**configuration.model_arguments(fields))
   key = jax.random.key(0)
   params = jax.jit(functools.partial(steps.init_params, model))(key, key)
-  predictor = Predictor(model, params, _Tokens(), key)
-  size, length = fields['batch_size'], fields['max_length']
-  spec, random = get_task(fields['task']), np.random.default_rng(0)
-  shape = (size, length) if spec.num_inputs == 1 else (size, 2, length)
-  documents = list(random.integers(1, spec.tokenizer.vocab_size, shape, dtype=np.int32))
-  documents = documents if spec.num_inputs == 1 else list(map(tuple, documents))
+  spec, size = get_task(fields['task']), fields['batch_size']
+  predictor = Predictor(model, params, spec.tokenizer, key)
+  shape = (size, spec.num_inputs, fields['max_length'])
+  ids = np.random.default_rng(0).integers(1, spec.tokenizer.vocab_size, shape)
+  documents = [tuple(map(spec.tokenizer.decode, parts)) for parts in ids]
+  documents = [parts[0] if spec.num_inputs == 1 else parts for parts in documents]
   start = time.perf_counter()
   predictor.predict(documents)
   first = time.perf_counter() - start

@@ -67,8 +67,8 @@ def measure_machine(repetitions: int = 5) -> Machine:
   """Measure what programs are to be compared with."""
   accelerator = jax.default_backend() != 'cpu'
   dtype = jnp.bfloat16 if accelerator else jnp.float32
-  size, side = (2**29, 8192) if accelerator else (2**25, 1024)
-  x = jnp.ones(size // 2, dtype)
+  size, side = (2**28, 8192) if accelerator else (2**23, 1024)
+  x = jnp.ones(size, jnp.float32)
   # A negative, since XLA would not copy what it can pass on.
   copy = statistics.median(time_calls(jax.jit(jnp.negative), x, repetitions=repetitions))
   a = jnp.ones((side, side), dtype)

@@ -1,0 +1,308 @@
+"""Draw what `lra_tasks.benchmark` measured.
+
+  python -m lra_tasks.speed_plots --out=DIR SPEED.json [SPEED.json ...] [--results=RUNS]
+
+From files of --what=op: time over length, of all mechanisms (crossover.png).
+From files of --what=step with several lengths: memory over length, Figure 4 of the KL-Transformer
+paper (memory_over_length.png), and LRA's table of speed and memory (speed_table.md).
+From files of --what=step of several tasks: memory of each model, Figure 7 (memory_over_tasks.png).
+With --results, a directory of finished runs: accuracy, memory and speed, Figures 3 and 8
+(accuracy_and_memory_TASK.png); circles are as large as steps are fast, relative to softmax.
+
+Only what the files hold is drawn; nothing is taken from the paper.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import app, flags
+
+from lra_tasks import results
+from lra_tasks.console import set_up_logging
+
+_OUT = flags.DEFINE_string('out', None, 'Directory for the figures; created if need be.')
+_RESULTS = flags.DEFINE_list('results', [], 'Directories of finished runs, for accuracies.')
+
+SOFTMAX = 'transformer'
+_GIB = 2**10  # In MiB.
+
+
+class Point(NamedTuple):
+  """A measured case.
+
+  Attributes:
+    what: kind of measurement.
+    task: of the config.
+    series: model, and the program where several were measured.
+    length: of the sequences.
+    batch: examples in all.
+    values: median of each quantity.
+    where: device and versions.
+  """
+
+  what: str
+  task: str
+  series: str
+  length: int
+  batch: int
+  values: Mapping[str, float]
+  where: str
+
+
+def load(paths: Iterable[str | os.PathLike[str]]) -> list[Point]:
+  """Return the cases of files that the benchmark wrote; those that failed are left out.
+
+  Raises:
+    ValueError: for a file that is none of these.
+  """
+  points = []
+  for path in paths:
+    try:
+      record = json.loads(Path(path).read_text(encoding='utf-8'))
+      where = record['machine']['description']
+      for case in record['cases'] if record['what'] in ('op', 'step') else ():
+        values = {quantity['name']: quantity['median'] for quantity in case['quantities']}
+        if values:
+          series = case['model_type'] + (' (XLA)' if case.get('program') == 'xla' else '')
+          sizes = case['max_length'], case['batch_size']
+          points.append(Point(record['what'], record['task'], series, *sizes, values, where))
+    except (KeyError, TypeError, ValueError) as error:
+      raise ValueError(f'{path} is no file of lra_tasks.benchmark --out: {error!r}') from None
+  return points
+
+
+def _by_series(points: Iterable[Point]) -> dict[str, list[Point]]:
+  """Return the points of each model in the order of lengths; softmax attention comes last."""
+  found: dict[str, list[Point]] = {}
+  for point in sorted(points, key=lambda p: (p.series == SOFTMAX, p.series, p.length)):
+    found.setdefault(point.series, []).append(point)
+  return found
+
+
+# Figures. Each function returns a figure, or None where the points do not make one.
+
+
+def crossover(points: Sequence[Point]) -> Any:
+  """Return attention's time per token over the length, forward and with gradients."""
+  points = [point for point in points if point.what == 'op']
+  if len({point.length for point in points}) < 2:
+    return None
+  names = ('forward', 'forward + backward')
+  figure, axes = _figure(len(names), sharey=True)
+  for axis, name in zip(axes, names, strict=True):
+    for series, line in _by_series(points).items():
+      lengths = [p.length for p in line]
+      times = [1e6 * p.values[name] / (p.batch * p.length) for p in line]
+      axis.plot(lengths, times, **_style(series))
+    axis.set(title=name, xlabel='length', yscale='log')
+    axis.set_xscale('log', base=2)
+    lengths = sorted({point.length for point in points})
+    axis.set_xticks(lengths, [_short(length) for length in lengths])
+    axis.grid(alpha=0.3)
+  axes[0].set_ylabel('time per token, ns')
+  axes[0].legend()
+  return _signed(figure, points)
+
+
+def memory_over_length(points: Sequence[Point]) -> Any:
+  """Return the memory of a training step over the length: Figure 4."""
+  points = [point for point in points if point.what == 'step']
+  task = points[0].task if points else ''
+  points = [point for point in points if point.task == task]
+  if len({point.length for point in points}) < 2:
+    return None
+  figure, (axis,) = _figure(1)
+  for series, line in _by_series(points).items():
+    memory = [p.values['step, whole memory'] / _GIB for p in line]
+    axis.plot([p.length for p in line], memory, **_style(series))
+  axis.set(xlabel='length', ylabel='memory of a training step, GiB', title=task)
+  axis.set_ylim(bottom=0)
+  axis.grid(alpha=0.3)
+  axis.legend()
+  return _signed(figure, points)
+
+
+def memory_over_tasks(points: Sequence[Point]) -> Any:
+  """Return the memory of a training step of each model on each task: Figure 7."""
+  points = [point for point in _longest(points) if point.what == 'step']
+  tasks = list(dict.fromkeys(point.task for point in points))
+  if len(tasks) < 2:
+    return None
+  groups = _by_series(points)
+  figure, (axis,) = _figure(1)
+  width = 0.8 / len(groups)
+  for i, (series, line) in enumerate(groups.items()):
+    places = [tasks.index(p.task) + (i - len(groups) / 2 + 0.5) * width for p in line]
+    memory = [p.values['step, whole memory'] / _GIB for p in line]
+    axis.bar(places, memory, width, label=series, color=_style(series)['color'])
+  axis.set_xticks(range(len(tasks)), tasks)
+  axis.set_ylabel('memory of a training step, GiB')
+  axis.legend()
+  return _signed(figure, points)
+
+
+def accuracy_and_memory(points: Sequence[Point], runs: Sequence[results.Run], task: str) -> Any:
+  """Return accuracy over memory, circles for speed: Figure 3 (ListOps: Figure 8)."""
+  points = [p for p in _longest(points) if p.what == 'step' and p.task == task]
+  accuracies: dict[str, list[float]] = {}
+  for run in runs:
+    if run.task == task and run.split == 'test':
+      accuracies.setdefault(run.model, []).append(run.accuracy)
+  points = [point for point in points if point.series in accuracies]
+  slowest = [p.values['examples'] for p in points if p.series == SOFTMAX]
+  if len(points) < 2:
+    return None
+  reference = slowest[0] if slowest else min(p.values['examples'] for p in points)
+  figure, (axis,) = _figure(1)
+  for point in points:
+    accuracy = 100 * statistics.mean(accuracies[point.series])
+    memory = point.values['step, whole memory'] / _GIB
+    speed = point.values['examples'] / reference
+    color = _style(point.series)['color']
+    axis.scatter(accuracy, memory, s=150 * speed, color=color, alpha=0.6)
+    axis.annotate(f'{point.series}\n{speed:.1f} ×', (accuracy, memory), ha='center', va='center')
+  axis.margins(0.25)
+  axis.set(xlabel='test accuracy, %', ylabel='memory of a training step, GiB', title=task)
+  axis.grid(alpha=0.3)
+  return _signed(figure, points)
+
+
+def _longest(points: Iterable[Point]) -> list[Point]:
+  """Return, of the cases of each model and task, the one with the longest sequences."""
+  best: dict[tuple[str, str, str], Point] = {}
+  for point in points:
+    key = point.what, point.task, point.series
+    if key not in best or point.length > best[key].length:
+      best[key] = point
+  return list(best.values())
+
+
+def speed_table(points: Sequence[Point]) -> str | None:
+  """Return LRA's table as Markdown: steps a second and memory, relative to softmax attention."""
+  points = [point for point in points if point.what == 'step']
+  lengths = sorted({point.length for point in points})
+  groups = _by_series(points)
+  if len(lengths) < 2 or SOFTMAX not in groups:
+    return None
+  base = {p.length: p for p in groups[SOFTMAX]}
+  header = ['model', *(f'{n:,}' for n in lengths), *(f'{n:,}' for n in lengths)]
+  lines = [
+    f'Training steps a second (left) and memory in GiB (right) by length; {points[0].where}.',
+    'In brackets: relative to softmax attention.',
+    '',
+    f'| {" | ".join(header)} |',
+    f'|{":---|" + "---:|" * (len(header) - 1)}',
+  ]
+  for series, line in groups.items():
+    at = {p.length: p for p in line}
+    speeds = [_relative(at.get(n), base.get(n), lambda p: 1e3 / p.values['step']) for n in lengths]
+    memory = lambda p: p.values['step, whole memory'] / _GIB
+    memories = [_relative(at.get(n), base.get(n), memory) for n in lengths]
+    lines.append(f'| {" | ".join([series, *speeds, *memories])} |')
+  return '\n'.join(lines) + '\n'
+
+
+def _relative(point: Point | None, base: Point | None, value: Any) -> str:
+  if point is None:
+    return '–'
+  text = f'{value(point):.3g}'
+  return text if base is None else f'{text} ({value(point) / value(base):.2f})'
+
+
+# How figures look.
+
+_COLORS = {
+  'gmm_rks': '#1f77b4', 'gmm_prf': '#17becf', 'fastfood_rks': '#2ca02c', 'fastfood_prf': '#98df8a',
+  'generative_rks': '#9467bd', 'generative_prf': '#c5b0d5', SOFTMAX: '#d62728',
+  'performer': '#ff7f0e', 'linear_transformer': '#8c564b',
+}  # fmt: skip
+
+
+def _style(series: str) -> dict[str, Any]:
+  """Return the same look for the same model in all figures."""
+  model, _, program = series.partition(' ')
+  label = 'softmax' if model == SOFTMAX else series
+  line = '--' if program else '-'
+  return {'label': label, 'color': _COLORS.get(model, '#7f7f7f'), 'linestyle': line, 'marker': '.'}
+
+
+def _figure(columns: int, **options: Any) -> tuple[Any, Any]:
+  # Here and not above: the extra `plots` has it, and only drawing needs it.
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(4.8 * columns + 0.4, 4.2), dpi=120, layout='constrained')
+  return figure, figure.subplots(1, columns, squeeze=False, **options)[0]
+
+
+def _short(length: int) -> str:
+  """Return for example '4K' for 4,096; a length that is no multiple of 1,024 as it is."""
+  return f'{length // 1024}K' if length % 1024 == 0 else f'{length:,}'
+
+
+def _signed(figure: Any, points: Sequence[Point]) -> Any:
+  """Return the figure with the device and the versions below it."""
+  figure.supxlabel('; '.join(dict.fromkeys(point.where for point in points)), fontsize=7)
+  return figure
+
+
+def draw(points: Sequence[Point], runs: Sequence[results.Run], out: str) -> list[Path]:
+  """Write every figure and table that the points make; return their files.
+
+  Raises:
+    ValueError: if they make none.
+    ImportError: without matplotlib.
+  """
+  figures = {
+    'crossover': crossover(points),
+    'memory_over_length': memory_over_length(points),
+    'memory_over_tasks': memory_over_tasks(points),
+  }
+  for task in dict.fromkeys(point.task for point in points):
+    figures[f'accuracy_and_memory_{task}'] = accuracy_and_memory(points, runs, task)
+  figures = {name: figure for name, figure in figures.items() if figure is not None}
+  table = speed_table(points)
+  if not figures and table is None:
+    raise ValueError(
+      'nothing to draw: a figure needs two lengths or two tasks of one kind, or --results for two '
+      'models that were measured with --what=step'
+    )
+  directory = Path(out)
+  directory.mkdir(parents=True, exist_ok=True)
+  written = []
+  for name, figure in figures.items():
+    written.append(directory / f'{name}.png')
+    # Without the version, so that the same figures give the same file.
+    figure.savefig(written[-1], metadata={'Software': None})
+  if table is not None:
+    written.append(directory / 'speed_table.md')
+    written[-1].write_text(table, encoding='utf-8')
+  return written
+
+
+def main(argv: Sequence[str]) -> int:
+  """Draw the files `argv[1:]`; return the exit code: 0, or 1 after an error."""
+  set_up_logging()
+  try:
+    if len(argv) < 2 or _OUT.value is None:
+      raise ValueError('name --out and at least one file of the benchmark; --help tells more')
+    runs = results.load_results(_RESULTS.value).runs if _RESULTS.value else ()
+    for path in draw(load(argv[1:]), runs, _OUT.value):
+      print(path)
+  except ImportError as error:
+    print(f'error: {error}; pip install matplotlib', file=sys.stderr)
+    return 1
+  except (ValueError, OSError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == '__main__':
+  app.run(main)
