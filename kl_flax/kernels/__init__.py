@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 Implementation = Literal['auto', 'xla', 'fused']
 # Bytes of shared memory that one block may have.
 _SHARED_MEMORY = 227 * 1024
+# Sizes that matrix products on Hopper take; others are padded to the next.
 _HEAD_DIMS = (16, 32, 64, 128)
 
 
@@ -112,11 +113,20 @@ def _obstacle(query, key, value, omega, features, smoothing, causal) -> str | No
   dim, m = query.shape[3], omega.shape[1]
   if value.shape[3] != dim:
     return f'the fused kernels need values as wide as keys, got {value.shape[3]} and {dim}'
-  if dim not in _HEAD_DIMS:
-    return f'the fused kernels have head sizes {_HEAD_DIMS}, got {dim}'
+  if dim > _HEAD_DIMS[-1]:
+    return f'the fused kernels have head sizes up to {_HEAD_DIMS[-1]}, got {dim}'
   if shared_memory(dim, m, features) > _SHARED_MEMORY:
     return f'{m} frequencies of size {dim} do not fit into shared memory'
   return None
+
+
+def padded_head_dim(head_dim: int) -> int:
+  """Return the size that the fused kernels work with.
+
+  >>> padded_head_dim(8), padded_head_dim(64)
+  (16, 64)
+  """
+  return next(size for size in _HEAD_DIMS if size >= head_dim)
 
 
 def shared_memory(head_dim: int, num_frequencies: int, features: FeatureMap) -> int:
@@ -125,7 +135,7 @@ def shared_memory(head_dim: int, num_frequencies: int, features: FeatureMap) -> 
   It holds omega and one or two matrices of the same size, and two tiles each of keys, values and
   their gradients.
   """
-  m = -(-num_frequencies // 64) * 64
+  m, head_dim = -(-num_frequencies // 64) * 64, padded_head_dim(head_dim)
   matrices = 3 if features == 'fourier' else 2
   return 2 * head_dim * (matrices * m + 2 * 4 * 64) + 4 * matrices * m + 4096
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kl_flax.kernels import hopper
+from kl_flax.kernels import hopper, padded_head_dim
 from kl_flax.kernels.hopper import LOG2E, NEVER, TILE, Plan, num_tiles
 from kl_flax.sums import NORM_FACTOR, FeatureMap, denominator_floor
 
@@ -26,17 +26,24 @@ class Options(NamedTuple):
   Attributes:
     features: 'positive', 'softmax' or 'fourier'.
     smoothing: of Fourier features.
+    head_dim: D, before it was padded.
     interpret: run the kernels in Pallas' interpreter.
   """
 
   features: FeatureMap
   smoothing: float
+  head_dim: int
   interpret: bool
 
   @property
   def fourier(self) -> bool:
     """Return whether features are cosines and sines."""
     return self.features == 'fourier'
+
+  @property
+  def norm_factor(self) -> float:
+    """Return the factor of |key|² in the exponent, temperature included."""
+    return NORM_FACTOR[self.features] * self.head_dim**-0.5
 
   def plan(self, blocks: int, length: int) -> Plan:
     """Return how to cut `length` positions, `blocks` times over."""
@@ -73,19 +80,20 @@ def fused_attention(
   """Return the output of `kl_flax.kernel_attention`, and with Fourier features its denominators.
 
   Arguments are those of `kernel_attention`, within the limits of `kl_flax.kernels.why_not`.
-  Lengths that are no multiples of 8 cost a copy of queries, keys or values.
+  Lengths that are no multiples of 8, and head sizes between those of the kernels, cost a copy of
+  queries, keys and values.
   """
-  num_heads, m, _ = omega.shape
+  num_heads, m, head_dim = omega.shape
   if log_weight is None:
     log_weight = jnp.zeros((num_heads, m), jnp.float32)
   if key_mask is None:
     key_mask = jnp.ones(key.shape[:2], bool)
-  length = query.shape[1]
-  query, key, value = (_pad(x, 1, 8) for x in (query, key, value))
-  key_mask = _pad(key_mask, 1, 8)
-  options = Options(features, smoothing, interpret)
+  length, width = query.shape[1], padded_head_dim(head_dim)
+  query, key, value = (_pad(_pad(x, 1, 8), 3, width) for x in (query, key, value))
+  omega, key_mask = _pad(omega, 2, width), _pad(key_mask, 1, 8)
+  options = Options(features, smoothing, head_dim, interpret)
   out, stat = _attend(options, query, key, value, omega, log_weight, key_mask)
-  out = out[:, :length]
+  out = out[:, :length, :, :head_dim]
   if not options.fourier:
     return out, None
   return out, stat[:, :, :length].swapaxes(1, 2)[..., None]
@@ -110,7 +118,7 @@ def _forward(options, query, key, value, omega, log_weight, key_mask):
   batch, length, heads, dim = query.shape
   m = omega.shape[1]
   # The temperature is folded into omega. Frequencies beyond the last count for nothing.
-  omega = _pad(omega * dim**-0.25, 1, TILE).astype(query.dtype)
+  omega = _pad(omega * options.head_dim**-0.25, 1, TILE).astype(query.dtype)
   rows = batch * heads * omega.shape[1] // TILE
   plan = options.plan(rows, key.shape[1])
   bias = _bias(options, key, key_mask, plan)
@@ -149,13 +157,9 @@ def _bias(options, key, key_mask, plan):
     weight = _pad(key_mask.astype(jnp.float32), 1, whole)
     return jnp.broadcast_to(weight[:, None], (key.shape[0], key.shape[2], whole))
   norm = jnp.sum(jnp.square(key.astype(jnp.float32)), axis=-1)
-  bias = -LOG2E * _norm_factor(options, key) * norm
+  bias = -LOG2E * options.norm_factor * norm
   bias = jnp.where(key_mask[:, :, None], bias, NEVER)
   return _pad(bias, 1, whole, NEVER).swapaxes(1, 2)
-
-
-def _norm_factor(options, key):
-  return NORM_FACTOR[options.features] * key.shape[-1] ** -0.5
 
 
 def _base(options, value, key_mask, m):
@@ -195,11 +199,11 @@ def _backward(options, residuals, cotangents):
   length = key.shape[1]
   rows = options.plan(batch * heads * padded // TILE, length)
   inputs = (key, value, omega, d_state.astype(key.dtype), d_norm, lse, bias)
-  slope_norm = 0.0 if options.fourier else 2 * _norm_factor(options, key)
+  slope_norm = 0.0 if options.fourier else 2 * options.norm_factor
   plan = options.plan(batch * heads, length)
   d_key, d_value = hopper.key_gradient(*inputs, base, slope_norm=slope_norm, plan=plan)
   d_omega_k = jnp.sum(hopper.omega_gradient(*inputs, plan=rows), axis=(0, 2))
-  d_omega = (jnp.sum(d_omega, axis=0) + d_omega_k)[:, :m] * dim**-0.25
+  d_omega = (jnp.sum(d_omega, axis=0) + d_omega_k)[:, :m] * options.head_dim**-0.25
   return d_query, d_key, d_value, d_omega, d_log_weight[:, :m], None
 
 

@@ -602,7 +602,7 @@ def key_gradient(key, value, omega, d_state, d_norm, norm, bias, base, *, slope_
       bias = _load(bias_tile, _ROWS, plan)
       d_key = d_value = _full(wide, 0.0, plgpu.Layout.WGMMA, plan)
       if plan.fourier:
-        d_value += _columns(_load(extra_tile, _COLUMNS, plan), wide)
+        d_value += _columns(_load(extra_tile.at[pl.ds(0, dim)], _COLUMNS, plan), wide)
       total = None
       for start in range(0, m, block):
         part = pl.ds(start, block)
@@ -636,6 +636,8 @@ def key_gradient(key, value, omega, d_state, d_norm, norm, bias, base, *, slope_
     _pipeline(body, plan, length, TILE, inputs, [dk_ref.at[b, :, h], dv_ref.at[b, :, h]])
 
   extra = base if plan.fourier else norm[:, :, 0]
+  # Copies have 128 bytes or more.
+  extra = jnp.pad(extra, ((0, 0), (0, 0), (0, max(0, 32 - extra.shape[2]))))
   return _call(
     body_of_block,
     plan,
