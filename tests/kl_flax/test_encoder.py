@@ -233,8 +233,8 @@ def golden_encoder(params, blocks, tokens, valid):
       weights /= np.sum(weights, axis=1, keepdims=True)
       mixed = mixed + weights @ v @ block['attention']['out']['kernel'][h]
     x = x + mixed
-    first, second = block['mlp']['Dense_0'], block['mlp']['Dense_1']
-    y = layer_norm(x, block['mlp_norm']) @ first['kernel'] + first['bias']
+    mlp, second = block['mlp'], block['mlp']['out']
+    y = layer_norm(x, block['mlp_norm']) @ mlp['hidden']['kernel'] + mlp['hidden_bias']
     y = y / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
     x = x + y @ second['kernel'] + second['bias']
   return layer_norm(x, params['norm'])
