@@ -152,7 +152,8 @@ class EncoderBlock(nn.Module):
     deterministic: bool = True,
   ) -> Float[Array, 'b l f']:
     """Return the layer's output."""
-    y = nn.LayerNorm(dtype=self.dtype, name='attention_norm')(x)
+    # What is inside a normalisation is computed again, rather than kept in float32.
+    y = nn.remat(nn.LayerNorm)(dtype=self.dtype, name='attention_norm')(x)
     y = MultiHeadAttention(
       self.make_attention, self.num_heads, self.qkv_dim, self.dtype, name='attention'
     )(y, key_mask, deterministic=deterministic)

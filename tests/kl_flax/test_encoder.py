@@ -355,12 +355,13 @@ def test_initial_values_are_lras():
   # Xavier's sqrt(6 / (fan_in + fan_out)); of the fused kernel each third is a matrix [E, H·D].
   matrices = [(block['attention']['qkv'][:, i], 32 + 96) for i in range(3)]
   matrices.append((block['attention']['out']['kernel'], 96 + 32))
-  matrices += [(block['mlp'][f'Dense_{i}']['kernel'], 32 + 64) for i in range(2)]
+  mlp = block['mlp']
+  matrices += [(mlp[name]['kernel'], 32 + 64) for name in ('hidden', 'out')]
   for matrix, fans in matrices:
     largest = np.max(np.abs(matrix))
     assert 0.99 * math.sqrt(6 / fans) < largest <= math.sqrt(6 / fans)
-  for i in range(2):
-    assert 0 < np.max(np.abs(block['mlp'][f'Dense_{i}']['bias'])) < 1e-5
+  for bias in (mlp['hidden_bias'], mlp['out']['bias']):
+    assert 0 < np.max(np.abs(bias)) < 1e-5
 
 
 def test_sequences_longer_than_max_length_are_an_error():
