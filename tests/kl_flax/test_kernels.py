@@ -310,7 +310,7 @@ def allocated(kernel):
 @pytest.mark.parametrize('features', ['positive', 'fourier'])
 def test_kernels_lower_for_cuda_in_the_memory_that_was_foreseen(features, d, m, length, request):
   if (features, d) == ('fourier', 16):
-    # key_gradient copies a row of 16 floats to shared memory, and copies have multiples of 128 bytes.
+    # key_gradient copies 16 floats to shared memory; copies have multiples of 128 bytes.
     reason = 'the gradients of Fourier features do not compile at head size 16'
     request.applymarker(pytest.mark.xfail(reason=reason, strict=True, raises=NotImplementedError))
   limit = shared_memory(d, m, features)
