@@ -316,10 +316,36 @@ def test_kernels_lower_for_cuda_in_the_memory_that_was_foreseen(features, d, m, 
   limit = shared_memory(d, m, features)
   assert limit <= kernels._SHARED_MEMORY
   attend = lambda *arrays: fused_attention(*arrays, features=features)[0]
-  found = kernels_of(lowered_for_cuda(gradients_of(attend), shapes(d, m, length)))
+  found = kernels_of(lowered_for_cuda(gradients_of(attend), shapes(d, m, length, b=64, h=8)))
   # Two forward; two by queries and two by keys backward.
   assert len(found) == 6
   assert max(map(allocated, found)) <= limit
+
+
+@pytest.mark.parametrize(
+  ('features', 'd'),
+  [
+    pytest.param(
+      features,
+      d,
+      marks=pytest.mark.xfail(
+        d < 128,
+        reason='copies to shared memory have at most 256 rows, which kernel_info does not know',
+        strict=True,
+        raises=(ValueError, NotImplementedError),
+      ),
+    )
+    for features in ('positive', 'fourier')
+    for d in (16, 32, 64, 128)
+  ],
+)
+def test_the_most_frequencies_that_are_allowed_lower_for_cuda(features, d, capability):
+  capability(9.0)
+  allowed = lambda m: kernel_info(*shapes(d, m, 64), features=features).implementation == 'fused'
+  most = max(m for m in range(64, 8192, 64) if allowed(m))
+  assert not allowed(most + 1)
+  attend = lambda *arrays: fused_attention(*arrays, features=features)[0]
+  assert len(kernels_of(lowered_for_cuda(gradients_of(attend), shapes(d, most, 64)))) == 6
 
 
 @pytest.mark.parametrize('features', ['positive', 'softmax', 'fourier'])
