@@ -127,7 +127,7 @@ def shared_memory(head_dim: int, num_frequencies: int, features: FeatureMap) -> 
   """
   m = -(-num_frequencies // 64) * 64
   matrices = 3 if features == 'fourier' else 2
-  return 2 * head_dim * (matrices * m + 2 * 4 * 64) + 4 * matrices * m + 4096
+  return 2 * head_dim * (matrices * m + 2 * 4 * 64) + 4 * matrices * m + 5120
 
 
 @functools.cache

@@ -72,7 +72,7 @@ def fused_attention(
 ) -> tuple[Float[Array, 'b l h d'], Float[Array, 'b l h 1'] | None]:
   """Return the output of `kl_flax.kernel_attention`, and with Fourier features its denominators.
 
-  Arguments are those of `kernel_attention`, within the limits of `kl_flax.kernels.why_not`.
+  Arguments are those of `kernel_attention`, within the limits that `kl_flax.kernel_info` names.
   Lengths that are no multiples of 8 cost a copy of queries, keys or values.
   """
   num_heads, m, _ = omega.shape
