@@ -55,11 +55,22 @@ def keep_mask(key: PRNGKeyArray, shape: tuple[int, ...], rate: float) -> Bool[Ar
     shape: up to 2^32 elements.
     rate: in [0, 1).
   """
+  # Both words decide both numbers: of related keys one word may be the same.
   low, high = jax.random.key_data(key).ravel()[-2:]
+  low = _mix(_mix(low) ^ high)
+  high = _mix(low ^ high)
   x = jax.lax.iota(jnp.uint32, int(np.prod(shape))).reshape(shape) ^ low
   x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
   x = (x ^ (x >> 15) ^ high) * jnp.uint32(0x846CA68B)
   return x >= jnp.uint32(round(rate * 2**32))
+
+
+def _mix(x):
+  """Return lowbias32(x), a permutation of 32-bit numbers; 0 would stay 0 but for the sum."""
+  x = x + jnp.uint32(0x9E3779B9)
+  x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+  x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+  return x ^ (x >> 16)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -128,7 +128,7 @@ def _performer(
   any frequencies, which is no estimate of softmax. (ListOps' file asks for softmax, with two.)
   """
   if kernel == 'relu':
-    return KernelAttention(None, 'relu')
+    return KernelAttention(None, 'relu', implementation=implementation)
   if kernel != 'softmax':
     raise ValueError(unknown_name('kernel of performer', str(kernel), ('softmax', 'relu')))
   sampler = _fixed(directions, num_frequencies, antithetic, typical_norm)

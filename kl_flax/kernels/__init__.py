@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 Implementation = Literal['auto', 'xla', 'fused']
 # Bytes of shared memory that one block may have.
 _SHARED_MEMORY = 227 * 1024
+# Their loops over frequencies are unrolled.
+_MOST_FREQUENCIES = 512
 # Sizes that matrix products on Hopper take; others are padded to the next.
 _HEAD_DIMS = (16, 32, 64, 128)
 
@@ -115,6 +117,8 @@ def _obstacle(query, key, value, omega, features, smoothing, causal) -> str | No
     return f'the fused kernels need values as wide as keys, got {value.shape[3]} and {dim}'
   if dim > _HEAD_DIMS[-1]:
     return f'the fused kernels have head sizes up to {_HEAD_DIMS[-1]}, got {dim}'
+  if m > _MOST_FREQUENCIES:
+    return f'the fused kernels take at most {_MOST_FREQUENCIES} frequencies, got {m}'
   if shared_memory(dim, m, features) > _SHARED_MEMORY:
     return f'{m} frequencies of size {dim} do not fit into shared memory'
   return None
@@ -137,7 +141,7 @@ def shared_memory(head_dim: int, num_frequencies: int, features: FeatureMap) -> 
   """
   m, head_dim = -(-num_frequencies // 64) * 64, padded_head_dim(head_dim)
   matrices = 3 if features == 'fourier' else 2
-  return 2 * head_dim * (matrices * m + 2 * 4 * 64) + 4 * matrices * m + 4096
+  return 2 * head_dim * (matrices * m + 2 * 4 * 64) + 4 * matrices * m + 5120
 
 
 @functools.cache

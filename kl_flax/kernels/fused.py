@@ -79,7 +79,7 @@ def fused_attention(
 ) -> tuple[Float[Array, 'b l h d'], Float[Array, 'b l h 1'] | None]:
   """Return the output of `kl_flax.kernel_attention`, and with Fourier features its denominators.
 
-  Arguments are those of `kernel_attention`, within the limits of `kl_flax.kernels.why_not`.
+  Arguments are those of `kernel_attention`, within the limits that `kl_flax.kernel_info` names.
   Lengths that are no multiples of 8, and head sizes between those of the kernels, cost a copy of
   queries, keys and values.
   """

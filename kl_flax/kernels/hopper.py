@@ -153,11 +153,22 @@ def num_tiles(length: int, splits: int) -> int:
   return -(-length // (TILE * splits))
 
 
+# Rows of an array in global memory that one copy takes at most.
+_LONGEST_COPY = 256
+
+
 def _fetch(barrier, *copies):
   """Copy from global to shared memory and wait."""
   for source, target in copies:
-    plgpu.copy_gmem_to_smem(source, target, barrier)
+    for start in range(0, target.shape[0], _LONGEST_COPY):
+      rows = pl.ds(start, min(_LONGEST_COPY, target.shape[0] - start))
+      plgpu.copy_gmem_to_smem(source.at[rows], target.at[rows], barrier)
   plgpu.barrier_wait(barrier)
+
+
+def _barrier(*rows):
+  """Return the barrier of a `_fetch` of arrays with so many rows."""
+  return plgpu.Barrier(num_arrivals=sum(-(-n // _LONGEST_COPY) for n in rows))
 
 
 def _call(body, plan, *, out_type, grid, scratch, operands):
@@ -211,25 +222,41 @@ def _pipeline(body, plan, length, tile, inputs, outputs=(), carry=None):
 
 
 def _simple_pipeline(body, first, count, tile, inputs, outputs, carry):
-  """Take one tile after the other: the interpreter cannot do what `emit_pipeline` does."""
-  refs = (*inputs, *outputs)
-  shared = [plgpu.SMEM((tile, *ref.shape[1:]), ref.dtype) for ref in refs]
+  """Take one tile after the other: the interpreter cannot do what `emit_pipeline` does.
 
-  def run(*scratch):
-    *tiles, barrier = scratch
+  As on a GPU, an array reads as zeros beyond its end, and takes no writes.
+  """
+  shared = [plgpu.SMEM((tile, *ref.shape[1:]), ref.dtype) for ref in (*inputs, *outputs)]
 
+  def for_what_exists(ref, start, move):
+    length, rest = ref.shape[0], ref.shape[0] % tile
+    pl.when(start + tile <= length)(lambda: move(ref.at[pl.ds(start, tile)], tile))
+    if rest:
+      last = ref.at[pl.ds(length - rest, rest)]
+      pl.when(start == length - rest)(lambda: move(last, rest))
+
+  def run(*tiles):
     def step(i, carry):
-      part = pl.ds((first + i) * tile, tile)
-      _fetch(barrier, *[(ref.at[part], tile) for ref, tile in zip(inputs, tiles, strict=False)])
+      start = (first + i) * tile
+      for ref, buffer in zip(inputs, tiles, strict=False):
+        buffer[...] = jnp.zeros(buffer.shape, buffer.dtype)
+
+        def load(part, size, buffer=buffer):
+          buffer.at[pl.ds(0, size)][...] = part[...]
+
+        for_what_exists(ref, start, load)
       carry = body(*tiles, *([] if carry is None else [carry]))
-      for ref, out in zip(outputs, tiles[len(inputs) :], strict=True):
-        plgpu.copy_smem_to_gmem(out, ref.at[part])
-      plgpu.wait_smem_to_gmem(0)
+      for ref, buffer in zip(outputs, tiles[len(inputs) :], strict=True):
+
+        def store(part, size, buffer=buffer):
+          part[...] = buffer.at[pl.ds(0, size)][...]
+
+        for_what_exists(ref, start, store)
       return carry
 
     return lax.fori_loop(0, count, step, carry)
 
-  return pl.run_scoped(run, *shared, plgpu.Barrier(num_arrivals=len(inputs)))
+  return pl.run_scoped(run, *shared)
 
 
 def _block(m: int) -> int:
@@ -403,7 +430,7 @@ def mix_queries(query, omega, state, norm, base, *, floor: float, plan: Plan):
       _shared(m, dim, query.dtype),
       *[_shared(m, dim, query.dtype)] * branches,
       *[plgpu.SMEM((m,), jnp.float32)] * branches,
-      plgpu.Barrier(num_arrivals=1 + 2 * branches),
+      _barrier(*[m] * (1 + 2 * branches)),
     ],
     operands=(query, omega, state, norm, *(base if plan.fourier else ())),
   )
@@ -481,7 +508,7 @@ def query_gradient(query, grad, omega, state, norm, scale, shift, *, plan: Plan)
       _shared(m, dim, query.dtype),
       *[_shared(m, dim, query.dtype)] * branches,
       *[plgpu.SMEM((m,), jnp.float32)] * branches,
-      plgpu.Barrier(num_arrivals=1 + 2 * branches),
+      _barrier(*[m] * (1 + 2 * branches)),
     ],
     operands=(query, grad, omega, state, norm, scale, shift),
   )
@@ -553,7 +580,7 @@ def state_gradient(query, grad, omega, state, norm, scale, shift, *, plan: Plan)
     grid={'b': batch, 'h': heads, 's': plan.splits, 'g': m // TILE},
     scratch=[
       *[_shared(TILE, dim, query.dtype, tile)] * (1 + branches),
-      plgpu.Barrier(num_arrivals=1 + branches),
+      _barrier(*[TILE] * (1 + branches)),
     ],
     operands=(query, grad, omega, state, norm, scale, shift),
   )
@@ -648,7 +675,7 @@ def key_gradient(key, value, omega, d_state, d_norm, norm, bias, base, *, slope_
       *[_shared(m, dim, key.dtype)] * branches,
       *[plgpu.SMEM((m,), jnp.float32)] * branches,
       plgpu.SMEM(extra.shape[2:], jnp.float32),
-      plgpu.Barrier(num_arrivals=2 + 2 * branches),
+      _barrier(extra.shape[2], *[m] * (1 + 2 * branches)),
     ],
     operands=(key, value, omega, d_state, d_norm, extra, bias),
   )
@@ -701,7 +728,7 @@ def omega_gradient(key, value, omega, d_state, d_norm, norm, bias, *, plan: Plan
     grid={'b': batch, 'h': heads, 's': plan.splits, 'g': m // TILE},
     scratch=[
       *[_shared(TILE, dim, key.dtype)] * (1 + branches),
-      plgpu.Barrier(num_arrivals=1 + branches),
+      _barrier(*[TILE] * (1 + branches)),
     ],
     operands=(key, value, omega, d_state, d_norm, *(() if plan.fourier else (norm,)), bias),
   )

@@ -1,6 +1,7 @@
 import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,15 @@ import pytest
 
 from kl_flax.attention import KernelAttention
 from kl_flax.baselines.softmax import SoftmaxAttention
-from kl_flax.encoder import Encoder, MultiHeadAttention, TokenEmbedding, sinusoidal_positions
+from kl_flax.encoder import (
+  Encoder,
+  EncoderBlock,
+  Mlp,
+  MultiHeadAttention,
+  TokenEmbedding,
+  gelu,
+  sinusoidal_positions,
+)
 from kl_flax.heads import pool
 from kl_flax.models import MODELS, make_classifier
 
@@ -375,3 +384,193 @@ def test_heads_must_divide_qkv_dim():
   x = jax.ShapeDtypeStruct((2, LENGTH, 12), jnp.float32)
   with pytest.raises(ValueError, match='qkv_dim=8 must be a multiple of num_heads=3'):
     jax.eval_shape(attention.init, make_key(0), x)
+
+
+# Sequences are padded inside.
+
+
+@pytest.mark.parametrize('model_type', REPRESENTATIVES)
+@pytest.mark.parametrize('masked', [False, True])
+def test_padding_inside_changes_nothing(model_type, masked):
+  """With CLS the length needs none; four more positions are masked, and four put behind them."""
+  model = make_model(model_type)
+  params = random_params(model)
+  inputs, valid = make_inputs()
+  assert (LENGTH + 1) % 8 == 0
+  mask = valid if masked else np.ones_like(valid)
+  expected = apply_and_pool(model, params, inputs, valid if masked else None)
+  more = ((0, 0), (0, 4))
+  padded = apply_and_pool(
+    model, params, np.pad(inputs, more, constant_values=5), np.pad(mask, more)
+  )
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
+  encoded = padded['encoded'][:, : LENGTH + 1]
+  with_cls = np.pad(mask, ((0, 0), (1, 0)), constant_values=True)
+  close(encoded[with_cls], expected['encoded'][with_cls])
+  close(padded['logits'], expected['logits'])
+
+
+@pytest.mark.parametrize(('use_cls', 'learned'), [(False, False), (True, True)])
+def test_lengths_and_masks_are_those_of_the_sequence(use_cls, learned):
+  encoder = Encoder(
+    functools.partial(KernelAttention, None, 'elu'),
+    **{**TINY, 'num_layers': 0, 'max_length': 17},
+    use_cls=use_cls,
+    learn_pos_emb=learned,
+  )
+  params = random_params(encoder, 17)
+  for length in range(1, 18):
+    inputs, valid = map(jnp.asarray, make_inputs(length=length))
+    positions = length + use_cls
+    run = jax.jit(lambda *args: [encoder.apply({'params': params}, *a) for a in (args[:1], args)])
+    (encoded, mask), (masked, mask_given) = run(inputs, valid)
+    assert mask is None
+    assert encoded.shape == (3, positions, TINY['emb_dim'])
+    np.testing.assert_array_equal(mask_given[:, use_cls:], valid)
+    assert mask_given.shape == (3, positions)
+    assert np.all(mask_given[:, :use_cls])
+    np.testing.assert_array_equal(masked, encoded)  # No layer has looked at the mask.
+    x = params['embedding']['table'][inputs]
+    if use_cls:
+      x = np.concatenate([np.broadcast_to(params['cls'], (3, 1, 12)), x], axis=1)
+    table = params['positions'] if learned else golden_positions(18, 12)
+    expected = layer_norm(x + table[:positions], params['norm'])
+    np.testing.assert_allclose(encoded, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_learned_positions_end_before_the_padding_does():
+  """Eleven symbols and CLS have twelve positions; inside there are sixteen."""
+  model, larger = (make_model('transformer', learn_pos_emb=True, max_length=n) for n in (11, 15))
+  params = random_params(model, 11)
+  assert params['encoder']['positions'].shape == (12, 12)
+  more = np.pad(params['encoder']['positions'], ((0, 4), (0, 0)), constant_values=9.0)
+  params_of_larger = {**params, 'encoder': {**params['encoder'], 'positions': more}}
+  inputs, valid = make_inputs(length=11)
+
+  def gradients(model, params):
+    loss = lambda params: jnp.sum(jnp.sin(apply(model, params, inputs, valid)))
+    return jax.device_get(jax.grad(loss)(params)['encoder']['positions'])
+
+  expected = apply(larger, params_of_larger, inputs, valid)
+  np.testing.assert_allclose(apply(model, params, inputs, valid), expected, rtol=1e-4, atol=1e-5)
+  given, expected = gradients(model, params), gradients(larger, params_of_larger)
+  assert not np.any(expected[12:])
+  assert np.all(np.any(expected[:12], axis=1))
+  np.testing.assert_allclose(given, expected[:12], rtol=1e-3, atol=1e-5)
+
+
+# The MLP.
+
+EXTREME = [0.0, 1e-6, 1e-3, 0.5, 1.0, 3.0, 5.0, 8.0, 10.0, 20.0, 100.0, 1e4, 1e6]
+
+
+def golden_gelu(x):
+  """Return the GELU in its tanh form and its derivative, float64."""
+  x = np.asarray(x, np.float64)
+  inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+  # (1 + tanh z) / 2 without cancellation; beyond 350 all digits are zero.
+  gate = 1 / (1 + np.exp(-2 * np.clip(inner, -350, 350)))
+  slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
+  return x * gate, gate + 2 * x * gate * (1 - gate) * slope
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_gelu_is_that_of_jax(dtype):
+  x = np.concatenate([np.linspace(-12, 12, 4001), EXTREME, -np.array(EXTREME)])
+  x = jnp.asarray(x, dtype)
+  value, slope = golden_gelu(np.asarray(x, np.float32))
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6)
+  assert gelu(x).dtype == jnp.float32
+  close(gelu(x), value)
+  # JAX's has errors of its own where 1 + tanh z has lost its digits.
+  close(gelu(x), jax.nn.gelu(x.astype(jnp.float32), approximate=True), atol=3e-6)
+  tangents = jnp.linspace(-1, 1, len(x)).astype(dtype)
+  primal, tangent = jax.jvp(gelu, (x,), (tangents,))
+  assert tangent.dtype == jnp.float32
+  close(primal, value)
+  close(tangent, slope * np.asarray(tangents, np.float32))
+  gradient = jax.grad(lambda x: jnp.sum(gelu(x)))(x)
+  assert gradient.dtype == dtype
+  rounding = 1e-6 if dtype == jnp.float32 else 2**-8
+  close(np.asarray(gradient, np.float32), slope, rtol=rounding)
+
+
+class PlainMlp(nn.Module):
+  """`Mlp` by flax and jax alone, everything kept."""
+
+  mlp_dim: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, deterministic):
+    dense = lambda size, name: nn.Dense(size, use_bias=False, dtype=self.dtype, name=name)
+    bias = self.param('hidden_bias', nn.initializers.zeros, (self.mlp_dim,))
+    y = dense(self.mlp_dim, 'hidden')(x).astype(jnp.float32) + bias
+    y = jax.nn.gelu(y).astype(self.dtype)
+    return nn.Dense(x.shape[-1], dtype=self.dtype, name='out')(y)
+
+
+def mlp_and_params(dtype):
+  mlp = Mlp(24, 0.3, dtype)
+  x = jax.random.normal(jax.random.key(0), (5, 7, 12)).astype(dtype)
+  draw = lambda leaf: jnp.asarray(np.random.default_rng(leaf.size).normal(0, 0.4, leaf.shape))
+  params = jax.tree.map(draw, jax.eval_shape(lambda: mlp.init(make_key(0), x))['params'])
+  return mlp, params, x
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_mlp_is_the_plain_one(dtype):
+  mlp, params, x = mlp_and_params(dtype)
+
+  def run(module, **options):
+    loss = lambda params, x: jnp.sum(jnp.sin(module.apply({'params': params}, x, **options)))
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
+
+  given, expected = jax.device_get((run(mlp), run(PlainMlp(24, dtype), deterministic=True)))
+  tolerance = 1e-5 if dtype == jnp.float32 else 0.03
+
+  def compare(a, b):
+    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1, np.max(np.abs(b))))
+
+  jax.tree.map(compare, given, expected)
+
+
+def test_mlp_has_the_masks_of_its_values_in_its_gradients():
+  """The backward pass computes the hidden layer's dropout again."""
+  mlp, params, x = mlp_and_params(jnp.float32)
+  options = {'deterministic': False, 'rngs': {'dropout': make_key(1)}}
+  run = jax.jit(lambda x: mlp.apply({'params': params}, x, **options))
+  kept = np.asarray(run(x)) != 0
+  assert 0.6 < np.mean(kept) < 0.8
+  direction = jax.random.normal(jax.random.key(2), x.shape)
+  weights = jax.random.normal(jax.random.key(3), x.shape)
+  (gradient,) = jax.vjp(run, x)[1](weights)
+  step = 1e-2
+  difference = (run(x + step * direction) - run(x - step * direction)) / (2 * step)
+  np.testing.assert_allclose(
+    jnp.sum(weights * difference), jnp.sum(gradient * direction), rtol=5e-3
+  )
+
+
+class Passing(nn.Module):
+  """A mechanism that does nothing."""
+
+  @nn.compact
+  def __call__(self, query, key, value, key_mask=None, *, deterministic=True):
+    return value
+
+
+@pytest.mark.parametrize('deterministic', [True, False])
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_a_layer_keeps_five_activations(dtype, deterministic):
+  """Its input, normalised input, what attention returned, the sum, the hidden layer."""
+  block = EncoderBlock(Passing, 2, 12, 24, 0.3, dtype)
+  x = jax.random.normal(jax.random.key(0), (5, 7, 12)).astype(dtype)
+  params = block.init(make_key(0), x)['params']
+  rngs = {'dropout': make_key(1)}
+  run = lambda params, x: block.apply({'params': params}, x, deterministic=deterministic, rngs=rngs)
+  leaves = jax.tree.leaves(jax.vjp(run, params, x)[1])
+  kept = sorted((leaf.shape, leaf.dtype) for leaf in leaves if leaf.size >= 5 * 7 * 12)
+  wide = [((5, 7, 2, 6), dtype), *[((5, 7, 12), dtype)] * 3, ((5, 7, 24), dtype)]
+  assert kept == sorted(wide)

@@ -26,10 +26,13 @@ INPUTS = np.arange(10, dtype=np.int32).reshape(2, 5) % 9
 
 RNGS = {'params': jax.random.key(0), 'spectral': jax.random.key(1)}
 
-GMM = 'num_frequencies num_components tied weights shared_noise antithetic typical_norm smoothing'
-FASTFOOD = 'num_frequencies initial smoothing'
-GENERATIVE = 'num_frequencies num_layers shared_noise smoothing'
-STRUCTURED = 'num_frequencies smoothing'
+GMM = (
+  'num_frequencies num_components tied weights shared_noise antithetic typical_norm smoothing '
+  'implementation'
+)
+FASTFOOD = 'num_frequencies initial smoothing implementation'
+GENERATIVE = 'num_frequencies num_layers shared_noise smoothing implementation'
+STRUCTURED = 'num_frequencies smoothing implementation'
 OPTIONS = {
   'gmm_rks': GMM,
   'gmm_prf': GMM,
@@ -43,9 +46,9 @@ OPTIONS = {
   'generative_prf': GENERATIVE,
   'structured_rks': STRUCTURED,
   'structured_prf': STRUCTURED,
-  'rks': 'num_frequencies directions smoothing',
-  'prf': 'num_frequencies directions antithetic typical_norm smoothing',
-  'performer': 'num_frequencies kernel directions antithetic typical_norm',
+  'rks': 'num_frequencies directions smoothing implementation',
+  'prf': 'num_frequencies directions antithetic typical_norm smoothing implementation',
+  'performer': 'num_frequencies kernel directions antithetic typical_norm implementation',
   'linear_transformer': '',
   'transformer': 'attention_dropout_rate',
 }
@@ -120,6 +123,14 @@ def test_options_reach_the_mechanism():
   )
   model = make_classifier('transformer', attention={'attention_dropout_rate': 0.3}, **TINY)
   assert model.encoder.make_attention() == SoftmaxAttention(0.3)
+
+
+@pytest.mark.parametrize('model_type', [name for name, row in OPTIONS.items() if 'implem' in row])
+def test_implementation_reaches_the_mechanism(model_type):
+  for implementation in ('xla', 'fused'):
+    mechanism = MODELS[model_type].make(implementation=implementation)
+    assert mechanism.implementation == implementation
+  assert MODELS[model_type].make().implementation == 'auto'
 
 
 def test_sizes_and_switches_reach_the_encoder():
