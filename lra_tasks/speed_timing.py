@@ -13,7 +13,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -143,8 +143,9 @@ class Compiled(NamedTuple):
     seconds: that tracing and compilation took.
     temporary_bytes: memory beside arguments and results, on one device.
     all_bytes: memory with arguments and results.
-    operations: floating-point operations, by XLA's count; fused kernels are not seen.
-    traffic_bytes: read and written, by XLA's count.
+    operations: floating-point operations, by XLA's count of the program before optimisation, which
+      does not see inside the fused kernels.
+    traffic_bytes: read and written by the optimised program, by XLA's count.
   """
 
   call: Callable[..., Any]
@@ -158,19 +159,20 @@ class Compiled(NamedTuple):
 def compile_program(function: Any, *arguments: Any) -> Compiled:
   """Compile what `jax.jit` or `jax.pmap` returned for these arguments."""
   start = time.perf_counter()
-  compiled = function.lower(*arguments).compile()
+  lowered = function.lower(*arguments)
+  compiled = lowered.compile()
   seconds = time.perf_counter() - start
   memory = compiled.memory_analysis()
   temporary = memory.temp_size_in_bytes
   whole = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-  cost: Mapping[str, float] = compiled.cost_analysis() or {}
+  count = lambda stage, name: (stage.cost_analysis() or {}).get(name, 0.0)
   return Compiled(
     compiled,
     seconds,
     temporary,
     whole + temporary,
-    cost.get('flops', 0.0),
-    cost.get('bytes accessed', 0.0),
+    count(lowered, 'flops'),  # Of what is optimised, XLA misses the products that libraries take.
+    count(compiled, 'bytes accessed'),
   )
 
 
