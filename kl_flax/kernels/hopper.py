@@ -86,10 +86,6 @@ def _full(shape, value, layout, plan):
   return x if plan.interpret else plgpu.layout_cast(x, layout)
 
 
-def _transposed(ref):
-  return ref.transpose((1, 0)) if hasattr(ref, 'transpose') else plgpu.transpose_ref(ref, (1, 0))
-
-
 def _products(plan, *pairs, shape):
   """Return a bᵀ of each pair of tiles in shared memory, float32."""
   if plan.interpret:
@@ -97,7 +93,7 @@ def _products(plan, *pairs, shape):
 
   def body(*accumulators):
     for accumulator, (a, b) in zip(accumulators, pairs, strict=True):
-      plgpu.wgmma(accumulator, a, _transposed(b))
+      plgpu.wgmma(accumulator, a, b.transpose((1, 0)))
     return [accumulator[...] for accumulator in accumulators]
 
   return pl.run_scoped(body, *[plgpu.ACC(shape, jnp.float32)] * len(pairs))

@@ -20,6 +20,7 @@ from kl_flax.attention import KernelAttention, kernel_attention
 from kl_flax.kernels import fused, hopper, kernel_info, shared_memory
 from kl_flax.kernels.fused import choose_splits, fused_attention
 from kl_flax.naive import naive_kernel_attention
+from kl_flax.numerics import cuda_capability
 from kl_flax.spectral import GaussianMixture
 from kl_flax.sums import attention_sums
 
@@ -39,9 +40,13 @@ def make_inputs(seed=0, b=1, lq=64, lk=64, h=1, d=16, m=64, frequency=1.0, weigh
   return arrays, mask
 
 
-def interpreted(*args, **options):
-  """Return what `kernel_attention` would, from the kernels in the interpreter."""
-  return fused_attention(*args, **options, interpret=True)[0]
+# On a Hopper GPU these tests run the kernels themselves.
+INTERPRET = cuda_capability() != 9.0
+
+
+def fused_output(*args, **options):
+  """Return what `kernel_attention` would, from the kernels."""
+  return fused_attention(*args, **options, interpret=INTERPRET)[0]
 
 
 def wide(tree):
@@ -103,7 +108,7 @@ def test_equals_naive_twin_as_well_as_xla_does(case, monkeypatch):
   options['key_mask'] = mask if case['masked'] else None
   run = functools.partial(outputs_and_gradients, **options)
   expected = run(naive_kernel_attention, jax.tree.map(lambda x: x.astype(jnp.float32), arrays))
-  values = run(interpreted, arrays)
+  values = run(fused_output, arrays)
   xla = run(functools.partial(kernel_attention, implementation='xla'), arrays)
   errors, limits = relative_errors(values, expected), relative_errors(xla, expected)
   for name, error in errors.items():
@@ -118,7 +123,7 @@ def test_examples_without_valid_keys_give_zeros_and_finite_gradients(features):
   arrays, mask = make_inputs(1, b=2, lq=20, lk=12, weighted=True)
   options = {'features': features, 'smoothing': float(features == 'fourier')}
   options['key_mask'] = mask.at[1].set(False)
-  values = outputs_and_gradients(interpreted, arrays, **options)
+  values = outputs_and_gradients(fused_output, arrays, **options)
   for name, value in values.items():
     assert np.all(np.isfinite(value)), name
   for name in ('out', 'query', 'key', 'value'):
@@ -139,7 +144,7 @@ def test_large_norms_stay_finite(features):
     x = arrays[name].astype(jnp.float32)
     arrays[name] = (50 * x / jnp.linalg.norm(x, axis=-1, keepdims=True)).astype(jnp.bfloat16)
   options = {'features': features, 'smoothing': float(features == 'fourier'), 'key_mask': mask}
-  values = outputs_and_gradients(interpreted, arrays, **options)
+  values = outputs_and_gradients(fused_output, arrays, **options)
   for name, value in values.items():
     assert np.all(np.isfinite(value)), name
     assert np.any(value != 0), name
@@ -154,7 +159,7 @@ def test_masked_keys_change_nothing(features):
   pad = lambda x: jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)), constant_values=30.0)
   padded = {**arrays, 'key': pad(arrays['key']), 'value': pad(arrays['value'])}
   options = {'features': features, 'smoothing': float(features == 'fourier')}
-  attend = jax.jit(functools.partial(interpreted, **options))
+  attend = jax.jit(functools.partial(fused_output, **options))
   out = attend(**padded, key_mask=jnp.pad(mask, ((0, 0), (0, more))))
   errors = relative_errors(wide({'out': out}), wide({'out': attend(**arrays, key_mask=mask)}))
   assert errors['out'] < 4e-3
@@ -162,7 +167,7 @@ def test_masked_keys_change_nothing(features):
 
 def test_vmap_equals_a_loop():
   examples = [make_inputs(seed, lq=8, lk=9)[0] for seed in (5, 6)]
-  run = lambda arrays: interpreted(**arrays, features='positive')
+  run = lambda arrays: fused_output(**arrays, features='positive')
   values = jax.jit(jax.vmap(run))(jax.tree.map(lambda *x: jnp.stack(x), *examples))
   expected = jnp.stack(list(map(jax.jit(run), examples)))
   np.testing.assert_array_equal(wide(values), wide(expected))
@@ -172,7 +177,7 @@ def test_denominators_of_fourier_features_are_those_of_xla():
   """They are what training counts the nonpositive of."""
   arrays, mask = make_inputs(7, lq=13, lk=9, h=2)
   options = {'features': 'fourier', 'key_mask': mask, 'smoothing': 0.5}
-  attend = jax.jit(functools.partial(fused_attention, **options, interpret=True))
+  attend = jax.jit(functools.partial(fused_attention, **options, interpret=INTERPRET))
   _, denominator = attend(**arrays)
   _, expected = attention_sums(**arrays, **options)
   assert denominator.shape == (1, 13, 2, 1)
@@ -346,8 +351,9 @@ def test_another_pallas_is_told(capability, monkeypatch):
   assert 'this version of JAX has another Pallas (no kl' in kernel_info(*shapes(64, 128, 64)).reason
 
 
-def test_fused_here_is_an_error_that_names_the_way_out():
+def test_fused_elsewhere_is_an_error_that_names_the_way_out(capability):
   """In the function and in the module, at trace time."""
+  capability(0.0)
   arrays, _ = make_inputs()
   message = "'fused' cannot run here: .*need a Hopper GPU.*'auto' and 'xla' can"
   with pytest.raises(ValueError, match=message):
