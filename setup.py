@@ -50,5 +50,10 @@ setuptools.setup(
   packages=setuptools.find_packages(include=['kl_flax*', 'lra_tasks*']),
   package_data={'lra_tasks': ['published_results.csv', 'results/**/*.json*']},
   install_requires=RUNTIME,
-  extras_require={'test': TEST, 'plots': PLOTS, 'notebooks': NOTEBOOKS, 'cuda13': ['jax[cuda13]>=0.10,<0.12']},
+  extras_require={
+    'test': TEST,
+    'plots': PLOTS,
+    'notebooks': NOTEBOOKS,
+    'cuda13': ['jax[cuda13]>=0.10,<0.12'],
+  },
 )

@@ -68,7 +68,9 @@ def kernel_attention(
       `kl_flax.causal`, which also decodes token by token.
     implementation: 'fused' computes features inside GPU kernels, forward and backward, and never
       writes them to memory (`kl_flax.kernels`); 'xla' is the reference; 'auto' takes the fused
-      kernels wherever they can run. `kl_flax.kernel_info` tells which it will be, and why.
+      kernels if the default device can run them. `kl_flax.kernel_info` tells which it will be, and
+      why. Of the fused kernels there are no derivatives in forward mode (`jax.jvp`) and no second
+      ones: take 'xla' for these, and for arrays on another device than the default one.
 
   Returns:
     The attention output, in the query's dtype.

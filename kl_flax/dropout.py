@@ -8,11 +8,11 @@ such quality nor the memory.
 from __future__ import annotations
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 
@@ -54,15 +54,21 @@ def keep_mask(key: PRNGKeyArray, shape: tuple[int, ...], rate: float) -> Bool[Ar
     key: of any of JAX's generators, of whose bits the last 64 are taken.
     shape: up to 2^32 elements.
     rate: in [0, 1).
+
+  Raises:
+    ValueError: for more elements.
   """
+  size = math.prod(shape)
+  if size > 2**32:
+    raise ValueError(f'dropout of {shape}: {size:,} elements are more than the 2^32 it can count')
   # Both words decide both numbers: of related keys one word may be the same.
   low, high = jax.random.key_data(key).ravel()[-2:]
   low = _mix(_mix(low) ^ high)
   high = _mix(low ^ high)
-  x = jax.lax.iota(jnp.uint32, int(np.prod(shape))).reshape(shape) ^ low
+  x = jax.lax.iota(jnp.uint32, size).reshape(shape) ^ low
   x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
   x = (x ^ (x >> 15) ^ high) * jnp.uint32(0x846CA68B)
-  return x >= jnp.uint32(round(rate * 2**32))
+  return x >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
 def _mix(x):

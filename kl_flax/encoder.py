@@ -93,16 +93,28 @@ class Mlp(nn.Module):
     self, x: Float[Array, 'b l f'], *, deterministic: bool = True
   ) -> Float[Array, 'b l f']:
     """Return the transformed positions."""
-    init = {'kernel_init': nn.initializers.xavier_uniform(), 'dtype': self.dtype}
-    small = nn.initializers.normal(1e-6)
     drop = Dropout(self.dropout_rate)
-    y = nn.Dense(self.mlp_dim, use_bias=False, name='hidden', **init)(x)
+    y, bias = Affine(self.mlp_dim, self.dtype, name='Dense_0')(x)
     # Named where the product leaves it: what follows is one pass over memory, bias included.
-    y = checkpoint_name(y, _HIDDEN).astype(jnp.float32)
-    y = gelu(y + self.param('hidden_bias', small, (self.mlp_dim,)))
+    y = gelu(checkpoint_name(y, _HIDDEN).astype(jnp.float32) + bias)
     y = drop(y, deterministic=deterministic).astype(self.dtype)
-    y = nn.Dense(x.shape[-1], bias_init=small, name='out', **init)(y)
-    return drop(y, deterministic=deterministic)
+    y, bias = Affine(x.shape[-1], self.dtype, name='Dense_1')(y)
+    return drop(y + bias.astype(self.dtype), deterministic=deterministic)
+
+
+class Affine(nn.Module):
+  """A dense layer that leaves it to others to add its bias."""
+
+  size: int
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*b f']) -> tuple[Float[Array, '*b g'], Float[Array, ' g']]:
+    """Return the product, and the bias in float32."""
+    shape = (x.shape[-1], self.size)
+    kernel = self.param('kernel', nn.initializers.xavier_uniform(), shape)
+    bias = self.param('bias', nn.initializers.normal(1e-6), (self.size,))
+    return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype)), bias
 
 
 @jax.custom_jvp

@@ -22,12 +22,14 @@ def einsum_float32(
 
 
 def cuda_capability() -> float:
-  """Return the compute capability of this process's CUDA GPUs, such as 9.0; 0 where there are none.
+  """Return the compute capability of the default device, such as 9.0; 0 where it is no CUDA GPU.
 
   >>> cuda_capability() >= 0
   True
   """
-  device = jax.local_devices()[0]
+  device = jax.config.jax_default_device or jax.local_devices()[0]
+  if isinstance(device, str):  # A platform's name.
+    device = jax.local_devices(backend=device)[0]
   if device.platform != 'gpu' or 'cuda' not in device.client.platform_version.lower():
     return 0.0
   return float(device.compute_capability)

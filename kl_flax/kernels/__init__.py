@@ -1,7 +1,7 @@
 """Which program computes kernel attention: fused GPU kernels, or what XLA makes of the sums.
 
-Only this package knows kinds of GPUs. The fused kernels are written for NVIDIA's Hopper (H100,
-H200, GH200) in Pallas; everywhere else XLA compiles `kl_flax.sums`.
+The fused kernels are written for NVIDIA's Hopper (H100, H200, GH200) in Pallas; everywhere else XLA
+compiles `kl_flax.sums`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax.numpy as jnp
 
 from kl_flax.numerics import cuda_capability
-from kl_flax.sums import DEFAULT_SMOOTHING, DETERMINISTIC, FeatureMap
+from kl_flax.sums import DEFAULT_SMOOTHING, DETERMINISTIC, FeatureMap, check_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,8 @@ def kernel_info(
     return KernelInfo('xla', 'it was asked for')
   if smoothing is None:
     smoothing = DEFAULT_SMOOTHING.get(features, 0.0)
-  obstacle = _missing()
+  check_inputs(query, key, value, omega, features, None, smoothing)
+  obstacle = _missing(cuda_capability())
   if obstacle is None:
     obstacle = _obstacle(query, key, value, omega, features, smoothing, causal)
   if obstacle is None:
@@ -113,6 +114,8 @@ def _obstacle(query, key, value, omega, features, smoothing, causal) -> str | No
   if smoothing and features != 'fourier':
     return f'the fused kernels smooth Fourier features alone, got smoothing={smoothing}'
   dim, m = query.shape[3], omega.shape[1]
+  if 0 in (*query.shape, *value.shape, m):
+    return 'there is nothing to compute'
   if value.shape[3] != dim:
     return f'the fused kernels need values as wide as keys, got {value.shape[3]} and {dim}'
   if dim > _HEAD_DIMS[-1]:
@@ -145,14 +148,13 @@ def shared_memory(head_dim: int, num_frequencies: int, features: FeatureMap) -> 
 
 
 @functools.cache
-def _missing() -> str | None:
-  """Return what this machine lacks."""
-  capability = cuda_capability()
+def _missing(capability: float) -> str | None:
+  """Return what a device of this compute capability lacks; 0 is none."""
   if capability != 9.0:
     found = f'compute capability {capability}' if capability else 'no CUDA GPU'
     return f'the fused kernels need a Hopper GPU (compute capability 9.0), found {found}'
   try:
     importlib.import_module('kl_flax.kernels.fused')
-  except (ImportError, AttributeError) as error:
+  except (ImportError, AttributeError, KeyError) as error:
     return f'this version of JAX has another Pallas ({error})'
   return None

@@ -84,8 +84,10 @@ def fused_attention(
   queries, keys and values.
   """
   num_heads, m, head_dim = omega.shape
+  omega = omega.astype(jnp.float32)
   if log_weight is None:
     log_weight = jnp.zeros((num_heads, m), jnp.float32)
+  log_weight = jnp.maximum(log_weight.astype(jnp.float32), NEVER)  # A weight may be 0.
   if key_mask is None:
     key_mask = jnp.ones(key.shape[:2], bool)
   length, width = query.shape[1], padded_head_dim(head_dim)
@@ -96,11 +98,12 @@ def fused_attention(
   out = out[:, :length, :, :head_dim]
   if not options.fourier:
     return out, None
-  return out, stat[:, :, :length].swapaxes(1, 2)[..., None]
+  # The denominators are for looking at: they have no gradient.
+  return out, jax.lax.stop_gradient(stat)[:, :, :length].swapaxes(1, 2)[..., None]
 
 
 def _pad(x, axis, multiple, value=0):
-  """Pad the end of an axis up to a multiple."""
+  """Pad the end of an axis up to a multiple of a number."""
   missing = -x.shape[axis] % multiple
   if not missing:
     return x
@@ -178,11 +181,15 @@ def _base(options, value, key_mask, m):
 
 def _backward(options, residuals, cotangents):
   query, key, value, omega, log_weight, key_mask, bias, state, norm, lse, out, stat = residuals
-  grad = cotangents[0].astype(query.dtype)  # The denominators are for looking at.
+  grad = cotangents[0].astype(query.dtype)
   batch, length, heads, dim = query.shape
   m, padded = log_weight.shape[1], omega.shape[1]
-  scale, shift, base = _row_terms(options, grad, out, stat, m)
   rows = options.plan(batch * heads * padded // TILE, length)
+  scale, shift, base = _row_terms(options, grad, out, stat, m)
+  # Kernels cut the length in different ways, but beyond its end no query may count in any of them.
+  missing = max(0, num_tiles(length, rows.splits) * rows.splits * TILE - stat.shape[2])
+  extend = lambda x, value: jnp.pad(x, ((0, 0), (0, 0), (0, missing)), constant_values=value)
+  scale, shift = extend(scale, 0.0 if options.fourier else -NEVER), extend(shift, 0.0)
   inputs = (query, grad, omega, state.astype(query.dtype), norm, scale, shift)
   d_query = hopper.query_gradient(*inputs, plan=options.plan(batch * heads, length))
   d_state, d_norm, d_omega = (jnp.sum(x, axis=2) for x in hopper.state_gradient(*inputs, plan=rows))

@@ -353,8 +353,8 @@ def mix_queries(query, omega, state, norm, base, *, floor: float, plan: Plan):
     omega: bfloat16 [h, m, d].
     state: bfloat16 [b, h, r, m, d]: u, or the sums over keys of cosines and of sines.
     norm: float32 [b, h, r, m]: lse (in log 2), or the sums over keys without the values.
-    base: float32 [b, h, 2, d], Fourier features only: what is added to the numerator, and in the
-      first place of the second row to the denominator.
+    base: Fourier features only: what is added to the numerator, float32 [b, h, d], and to the
+      denominator, float32 [b, h, rows of a tile].
     floor: least denominator that is believed.
     plan: how the work is cut.
 

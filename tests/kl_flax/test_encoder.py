@@ -242,8 +242,8 @@ def golden_encoder(params, blocks, tokens, valid):
       weights /= np.sum(weights, axis=1, keepdims=True)
       mixed = mixed + weights @ v @ block['attention']['out']['kernel'][h]
     x = x + mixed
-    mlp, second = block['mlp'], block['mlp']['out']
-    y = layer_norm(x, block['mlp_norm']) @ mlp['hidden']['kernel'] + mlp['hidden_bias']
+    first, second = block['mlp']['Dense_0'], block['mlp']['Dense_1']
+    y = layer_norm(x, block['mlp_norm']) @ first['kernel'] + first['bias']
     y = y / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
     x = x + y @ second['kernel'] + second['bias']
   return layer_norm(x, params['norm'])
@@ -364,13 +364,13 @@ def test_initial_values_are_lras():
   # Xavier's sqrt(6 / (fan_in + fan_out)); of the fused kernel each third is a matrix [E, H·D].
   matrices = [(block['attention']['qkv'][:, i], 32 + 96) for i in range(3)]
   matrices.append((block['attention']['out']['kernel'], 96 + 32))
-  mlp = block['mlp']
-  matrices += [(mlp[name]['kernel'], 32 + 64) for name in ('hidden', 'out')]
+  layers = [block['mlp'][f'Dense_{i}'] for i in range(2)]
+  matrices += [(layer['kernel'], 32 + 64) for layer in layers]
   for matrix, fans in matrices:
     largest = np.max(np.abs(matrix))
     assert 0.99 * math.sqrt(6 / fans) < largest <= math.sqrt(6 / fans)
-  for bias in (mlp['hidden_bias'], mlp['out']['bias']):
-    assert 0 < np.max(np.abs(bias)) < 1e-5
+  for layer in layers:
+    assert 0 < np.max(np.abs(layer['bias'])) < 1e-5
 
 
 def test_sequences_longer_than_max_length_are_an_error():
@@ -503,11 +503,9 @@ class PlainMlp(nn.Module):
 
   @nn.compact
   def __call__(self, x, deterministic):
-    dense = lambda size, name: nn.Dense(size, use_bias=False, dtype=self.dtype, name=name)
-    bias = self.param('hidden_bias', nn.initializers.zeros, (self.mlp_dim,))
-    y = dense(self.mlp_dim, 'hidden')(x).astype(jnp.float32) + bias
-    y = jax.nn.gelu(y).astype(self.dtype)
-    return nn.Dense(x.shape[-1], dtype=self.dtype, name='out')(y)
+    y = nn.Dense(self.mlp_dim, dtype=self.dtype)(x)
+    y = jax.nn.gelu(y.astype(jnp.float32)).astype(self.dtype)
+    return nn.Dense(x.shape[-1], dtype=self.dtype)(y)
 
 
 def mlp_and_params(dtype):
