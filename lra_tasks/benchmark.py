@@ -9,17 +9,19 @@
 op: attention alone, forward and with all gradients. step: whole training steps over all devices.
 inference: calls of Predictor.predict. input: what the input pipeline delivers by itself.
 
-Times are medians of several repetitions, each of many calls in a row. Beside them stand the time of
-softmax attention in the same run, if `transformer` is among the models, and a floor: for op the
-time to read inputs and write results once at the bandwidth of a copy on this machine, for step the
-larger of XLA's counts of memory traffic and of operations at measured rates (XLA does not see
-inside fused kernels). --out writes everything as JSON, which `lra_tasks.speed_plots` draws.
+Times are medians of several repetitions, each of many calls in a row. Beside them stands the time
+of softmax attention in the same run, if `transformer` of the same sizes is among the models. For op
+the time is compared with a floor: to read inputs and write results once at the bandwidth of copies
+on this machine. For step it is compared with the time that the program's memory traffic, as XLA
+counts it, takes at that bandwidth (or its operations at the rate of matrix products). --out writes
+everything as JSON, which `lra_tasks.speed_plots` draws.
 """
 
 # A kind of measurement is a function from a `Setting` to `Measurements`, and a row of `KINDS`.
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -72,7 +74,7 @@ def _median(name: str, header: str, scale: float = 1.0) -> Column:
   return Column(header, lambda case, _: _number(case.median(name), scale))
 
 
-def _time(name: str, header: str) -> tuple[Column, ...]:
+def _time(name: str, header: str, floor: str) -> tuple[Column, ...]:
   """Return the columns of a time: median, spread, against softmax attention, against its floor."""
 
   def spread(case, _):
@@ -87,7 +89,7 @@ def _time(name: str, header: str) -> tuple[Column, ...]:
     _median(name, f'{header} ms'),
     Column('±', spread),
     Column('× softmax', lambda c, s: ratio(s.median(name) if s else None, c.median(name))),
-    Column('of floor', lambda c, _: ratio(c.median(name), c.median(f'{name}, floor'))),
+    Column(floor, lambda c, _: ratio(c.median(name), c.median(f'{name}, floor'))),
   )
 
 
@@ -104,8 +106,8 @@ KINDS = {
     speed.measure_op,
     (
       *_CASE,
-      *_time('forward', 'forward'),
-      *_time('forward + backward', 'with gradients'),
+      *_time('forward', 'forward', '× floor'),
+      *_time('forward + backward', 'with gradients', '× floor'),
       _median('forward, temporary memory', 'MiB'),
       _median('forward + backward, temporary memory', 'MiB'),
     ),
@@ -114,9 +116,8 @@ KINDS = {
     speed.measure_step,
     (
       *_CASE,
-      _label('devices', 'devices'),
-      *_time('step', 'step'),
-      _median('step, device', 'busy ms'),
+      *_time('step', 'step', '× traffic'),
+      _median('step, kernels', 'kernels ms'),
       _median('examples', 'examples/s'),
       _median('step, temporary memory', 'temporary GiB', 1 / 1024),
       _median('step, whole memory', 'all GiB', 1 / 1024),
@@ -167,7 +168,7 @@ def render_cases(
 
 def _softmax_beside(case: Case, cases: Sequence[Case]) -> Case | None:
   """Return the case of softmax attention on the same data."""
-  same = ('max_length', 'batch_size', 'dtype')
+  same = ('max_length', 'batch_size', 'dtype', 'sizes')
   for other in cases:
     like = all(other.labels.get(name) == case.labels.get(name) for name in same)
     if like and other.labels['model_type'] == SOFTMAX and other.quantities:
@@ -243,7 +244,7 @@ def _config_of(model: str, first: ml_collections.ConfigDict, flag: Any) -> Any:
   path, _, argument = name.partition(':')
   if not argument:  # One of LRA's files, or none.
     return ml_collections.ConfigDict(first.to_dict() | {'model_type': model, 'model_kwargs': {}})
-  preset = argument.partition(',')[2]
+  preset = argument.partition(',')[2] or first.preset
   config = runpy.run_path(path)['get_config'](','.join(filter(None, (model, preset))))
   with config.unlocked():
     for field, value in config_flags.get_override_values(flag).items():
@@ -311,7 +312,9 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
 
 
 def _run(flag_values: flags.FlagValues) -> None:
-  kind = KINDS[flag_values.what]
+  kind, out = KINDS[flag_values.what], flag_values.out
+  if out and not os.access(os.path.dirname(os.path.abspath(out)), os.W_OK):
+    raise ValueError(f'--out={out}: its directory does not exist, or cannot be written to')
   setting = Setting(
     configs(flag_values),
     lengths=flag_values.lengths,
@@ -328,7 +331,6 @@ def _run(flag_values: flags.FlagValues) -> None:
   title = f'{task}: {flag_values.what}, {setting.repetitions} repetitions'
   record: dict[str, Any] = {'what': flag_values.what, 'task': task}
   if kind.columns:
-    parallel.enable_compilation_cache()
     machine = measure_machine()
     found = kind.measure(setting, machine)
     notes = [found.subject, machine.description, describe_floors(machine)]
@@ -342,8 +344,8 @@ def _run(flag_values: flags.FlagValues) -> None:
   print(text)
   record |= {'configs': [dict(fields) for fields in setting.configs]}
   record |= {'cases': [_case_to_dict(case) for case in found.cases]}
-  if flag_values.out:
-    write_json(flag_values.out, record)
+  if out:
+    write_json(out, record)
 
 
 def _case_to_dict(case: Case) -> Mapping[str, Any]:

@@ -74,9 +74,9 @@ class Setting:
   Attributes:
     configs: the resolved config of each model; the first one is that of the input pipeline.
     lengths: of sequences; the configs' own if there are none.
-    batch_sizes: likewise; of attention alone, what `tokens` makes of the length.
-    tokens: in a batch, where attention is measured alone; None is the config's batch size times its
-      length.
+    batch_sizes: likewise.
+    tokens: in a batch, if no batch sizes are given; attention alone is measured on as many as the
+      first config has, by default.
     dtypes: of the computation.
     data_dir, source, task_name: where the data is, as for training.
     repetitions: of each measurement.
@@ -95,7 +95,7 @@ class Setting:
   source: str | None = None
   task_name: str | None = None
   repetitions: int = 5
-  seconds: float = 2.0
+  seconds: float = 0.5
 
   def __post_init__(self) -> None:
     """Check the values."""
@@ -125,34 +125,78 @@ class Setting:
     lengths, sizes = self.lengths or [None], self.batch_sizes or [None]
     for dtype, length, size in itertools.product(self.dtypes, lengths, sizes):
       for fields in self.configs:
-        yield dict(
-          fields,
-          dtype=dtype,
-          max_length=length or fields['max_length'],
-          batch_size=size or fields['batch_size'],
-        )
+        whole = length or fields['max_length']
+        default = max(1, self.tokens // whole) if self.tokens else fields['batch_size']
+        yield dict(fields, dtype=dtype, max_length=whole, batch_size=size or default)
 
 
 def _measure_cases(
   setting: Setting,
-  measure: Callable[[Setting, dict[str, Any]], tuple[dict[str, Any], list[Quantity]]],
+  measure: Callable[[Setting, dict[str, Any]], list[Quantity]],
   subject: str,
 ) -> Measurements:
-  """Measure all cases; one that does not fit into memory is a result like the others."""
-  found = []
-  todo = list(setting.cases())
+  """Measure all cases; one that cannot run is a result like the others.
+
+  Raises:
+    ValueError: if none can run.
+  """
+  found: dict[str, Case] = {}
+  todo, errors = list(setting.cases()), []
   with show_progress('measuring', len(todo)) as advance:
     for fields in todo:
-      labels = {name: fields[name] for name in ('model_type', 'max_length', 'dtype')}
+      labels = {}
       try:
-        more, quantities = measure(setting, fields)
-        found.append(Case(labels | more, tuple(quantities)))
+        labels = labels_of(fields)
+        if str(labels) not in found:  # Two implementations may be one program.
+          found[str(labels)] = Case(labels, tuple(measure(setting, fields)))
+      except ValueError as error:
+        errors.append(error)
+        labels = labels or {name: fields[name] for name in _LABELS}
+        found[str(fields)] = Case(labels, (), str(error))
       except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
           raise
-        found.append(Case(labels | {'batch_size': fields['batch_size']}, (), 'out of memory'))
+        found[str(labels)] = Case(labels, (), 'out of memory')
       advance(1)
-  return Measurements(subject, tuple(found))
+  if errors and not any(case.quantities for case in found.values()):
+    raise errors[0]
+  return Measurements(subject, tuple(found.values()))
+
+
+_LABELS = ('model_type', 'max_length', 'batch_size', 'dtype')
+# Cases that differ in these are different models, whatever they mix positions with.
+_SIZES = ('num_layers', 'emb_dim', 'num_heads', 'qkv_dim', 'mlp_dim')
+
+
+def labels_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Return what tells a case from others: its config, and the program that attention is.
+
+  Raises:
+    ValueError: if the implementation that was asked for cannot run.
+  """
+  labels = {name: fields[name] for name in _LABELS}
+  labels['sizes'] = {name: fields[name] for name in _SIZES}
+  module = _attention(fields)
+  if not isinstance(module, KernelAttention):
+    return labels
+  heads, dim = fields['num_heads'], fields['qkv_dim'] // fields['num_heads']
+  x = jax.ShapeDtypeStruct(
+    (fields['batch_size'], fields['max_length'], heads, dim), fields['dtype']
+  )
+  omega, options = None, {'features': module.features, 'smoothing': module.effective_smoothing}
+  if module.sampler is not None:
+    labels['num_frequencies'] = module.sampler.num_frequencies
+    omega = jax.ShapeDtypeStruct((heads, module.sampler.num_frequencies, dim), jnp.float32)
+  info = kernel_info(
+    x, x, x, omega, causal=module.causal, implementation=module.implementation, **options
+  )
+  return labels | {'program': info.implementation}
+
+
+def _attention(fields: Mapping[str, Any]) -> Any:
+  """Return the mechanism of a config, a module."""
+  arguments = configuration.model_arguments(fields)
+  return AttentionFactory.of(arguments['model_type'], arguments['attention'])()
 
 
 def _milliseconds(name: str, seconds: Sequence[float]) -> Quantity:
@@ -174,22 +218,21 @@ def measure_op(setting: Setting, machine: Machine) -> Measurements:
   """
   fields = setting.configs[0]
   heads, width = fields['num_heads'], fields['qkv_dim'] // fields['num_heads']
+  if not setting.batch_sizes:
+    tokens = setting.tokens or fields['batch_size'] * fields['max_length']
+    setting = dataclasses.replace(setting, tokens=tokens)
   measure = functools.partial(_measure_op, machine=machine)
   return _measure_cases(setting, measure, f'attention alone, {heads} heads of {width}')
 
 
 def _measure_op(setting, fields, machine):
-  heads, length = fields['num_heads'], fields['max_length']
+  heads, length, batch = fields['num_heads'], fields['max_length'], fields['batch_size']
   dim = fields['qkv_dim'] // heads
-  batch = fields['batch_size']
-  if not setting.batch_sizes:
-    tokens = setting.tokens or setting.configs[0]['batch_size'] * setting.configs[0]['max_length']
-    batch = max(1, tokens // length)
   shape = (batch, length, heads, dim)
   keys = jax.random.split(jax.random.key(0), 4)
   draw = jax.jit(lambda key: jax.random.normal(key, shape, fields['dtype']))
   query, key, value, gradient = map(draw, keys)
-  attend, parameters, labels = _operation(fields, query, key, value)
+  attend, parameters = _operation(fields, heads, dim)
 
   def both(parameters, query, key, value, gradient):
     out, pull = jax.vjp(attend, parameters, query, key, value)
@@ -203,15 +246,14 @@ def _measure_op(setting, fields, machine):
     _milliseconds('forward', time_calls(forward.call, *inputs, **timing)),
     _milliseconds('forward + backward', time_calls(backward.call, *inputs, gradient, **timing)),
   ]
-  # Queries, keys, values, output; then these again, the output's gradient and three more.
-  traffic = 4 * query.nbytes, (4 + 4 + 1 + 3) * query.nbytes
+  # Queries, keys, values, output; with gradients the output's and three more.
+  traffic = 4 * query.nbytes, 8 * query.nbytes
   for program, name, least, call in (
     (forward, 'forward', traffic[0], lambda: forward.call(*inputs)),
     (backward, 'forward + backward', traffic[1], lambda: backward.call(*inputs, gradient)),
   ):
     quantities += _of_program(name, program, machine.floor(least), device_time(call))
-  labels |= {'batch_size': batch, 'tokens': batch * length}
-  return labels, quantities
+  return quantities
 
 
 def _of_program(
@@ -219,44 +261,41 @@ def _of_program(
 ) -> list[Quantity]:
   """Return what there is to say of a program beside its time."""
   return [
-    *_single(f'{name}, device', 'ms', None if on_device is None else 1e3 * on_device),
+    *_single(f'{name}, kernels', 'ms', None if on_device is None else 1e3 * on_device),
     *_single(f'{name}, floor', 'ms', 1e3 * floor),
     *_single(f'{name}, temporary memory', 'MiB', program.temporary_bytes / 2**20),
     *_single(f'{name}, compilation', 's', program.seconds),
   ]
 
 
-def _operation(fields, query, key, value):
-  """Return attention as a function of parameters and inputs, its parameters, and labels."""
-  arguments = configuration.model_arguments(dict(fields))
-  module = AttentionFactory.of(arguments['model_type'], arguments['attention'])()
-  small = jnp.zeros((1, 8, *query.shape[2:]), query.dtype)
+def _operation(fields, heads, dim):
+  """Return attention as a function of parameters and inputs, and its parameters."""
+  module = _attention(fields)
   rngs = {'params': jax.random.key(1), 'spectral': jax.random.key(2)}
   if not isinstance(module, KernelAttention):
+    small = jnp.zeros((1, 8, heads, dim), fields['dtype'])
     variables = module.init(rngs, small, small, small)
-    return lambda v, *inputs: module.apply(v, *inputs), variables, {'program': 'module'}
+    return lambda v, *inputs: module.apply(v, *inputs), variables
   omega, log_weight = None, None
   if module.sampler is not None:
-    sample = module.sampler.clone(parent=None, name=None)
-    drawn, _ = sample.init_with_output(rngs, query.shape[2], query.shape[3])
+    sampler = module.sampler.clone(parent=None, name=None)
+    drawn, _ = sampler.init_with_output(rngs, heads, dim)
     omega, log_weight = as_weighted(drawn)
-  smoothing = module.effective_smoothing
-  options = {'features': module.features, 'smoothing': smoothing}
 
   def attend(parameters, query, key, value):
     omega, log_weight = parameters
     return kernel_attention(
-      query, key, value, omega, log_weight=log_weight, implementation=module.implementation,
-      **options,
-    )  # fmt: skip
+      query,
+      key,
+      value,
+      omega,
+      features=module.features,
+      smoothing=module.effective_smoothing,
+      log_weight=log_weight,
+      implementation=module.implementation,
+    )
 
-  info = kernel_info(
-    query, key, value, omega, implementation=module.implementation, causal=module.causal, **options
-  )
-  labels = {'program': info.implementation}
-  if omega is not None:
-    labels['num_frequencies'] = omega.shape[1]
-  return attend, (omega, log_weight), labels
+  return attend, (omega, log_weight)
 
 
 # Training steps.
@@ -297,7 +336,7 @@ def _measure_step(setting, fields, machine):
   times = time_loop(step, repetitions=setting.repetitions, seconds=setting.seconds)
   examples = tuple(fields['batch_size'] / value for value in times)
   floor = machine.floor(program.traffic_bytes, program.operations)
-  before = parallel.peak_memory_bytes()
+  peak = parallel.peak_memory_bytes()
   quantities = [
     _milliseconds('step', times),
     Quantity('examples', '1/s', examples),
@@ -306,12 +345,9 @@ def _measure_step(setting, fields, machine):
     *_single('step, memory traffic', 'GB', program.traffic_bytes / 1e9),
     *_single('step, operations', 'TFLOP', program.operations / 1e12),
     # Of the process: only a case that needs more than all before it shows.
-    *_single('peak of the process', 'MiB', before and before / 2**20),
+    *_single('peak of the process', 'MiB', peak and peak / 2**20),
   ]
-  labels = {'batch_size': fields['batch_size'], 'devices': jax.device_count()}
-  if 'num_frequencies' in fields['attention']:
-    labels['num_frequencies'] = fields['attention']['num_frequencies']
-  return labels, quantities
+  return quantities
 
 
 def random_batch(fields: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -360,7 +396,7 @@ def _measure_inference(setting, fields):
   predictor.predict(documents)
   first = time.perf_counter() - start
   latencies = _latencies(lambda: predictor.predict(documents), setting)
-  return {'batch_size': size}, [
+  return [
     Quantity('documents', '1/s', tuple(size / value for value in latencies)),
     *_single('latency, p50', 'ms', 1e3 * float(np.percentile(latencies, 50))),
     *_single('latency, p99', 'ms', 1e3 * float(np.percentile(latencies, 99))),

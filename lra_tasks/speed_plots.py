@@ -2,9 +2,9 @@
 
   python -m lra_tasks.speed_plots --out=DIR SPEED.json [SPEED.json ...] [--results=RUNS]
 
-From files of --what=op: time over length, of all mechanisms (crossover.png).
+From files of --what=op: time over length, of all mechanisms (crossover_TASK.png).
 From files of --what=step with several lengths: memory over length, Figure 4 of the KL-Transformer
-paper (memory_over_length.png), and LRA's table of speed and memory (speed_table.md).
+paper (memory_over_length_TASK.png), and LRA's table of speed and memory (speed_TASK.md).
 From files of --what=step of several tasks: memory of each model, Figure 7 (memory_over_tasks.png).
 With --results, a directory of finished runs: accuracy, memory and speed, Figures 3 and 8
 (accuracy_and_memory_TASK.png); circles are as large as steps are fast, relative to softmax.
@@ -40,9 +40,10 @@ class Point(NamedTuple):
   Attributes:
     what: kind of measurement.
     task: of the config.
-    series: model, and the program where several were measured.
+    series: model, and the program if it is XLA's where there are fused kernels.
     length: of the sequences.
     batch: examples in all.
+    dtype: of the computation.
     values: median of each quantity.
     where: device and versions.
   """
@@ -52,6 +53,7 @@ class Point(NamedTuple):
   series: str
   length: int
   batch: int
+  dtype: str
   values: Mapping[str, float]
   where: str
 
@@ -66,16 +68,33 @@ def load(paths: Iterable[str | os.PathLike[str]]) -> list[Point]:
   for path in paths:
     try:
       record = json.loads(Path(path).read_text(encoding='utf-8'))
-      where = record['machine']['description']
-      for case in record['cases'] if record['what'] in ('op', 'step') else ():
+      where, cases = record['machine']['description'], record['cases']
+      fused = {case['model_type'] for case in cases if case.get('program') == 'fused'}
+      for case in cases if record['what'] in ('op', 'step') else ():
         values = {quantity['name']: quantity['median'] for quantity in case['quantities']}
+        by_xla = case.get('program') == 'xla' and case['model_type'] in fused
+        series = case['model_type'] + ' (XLA)' * by_xla
+        sizes = case['max_length'], case['batch_size'], case['dtype']
         if values:
-          series = case['model_type'] + (' (XLA)' if case.get('program') == 'xla' else '')
-          sizes = case['max_length'], case['batch_size']
           points.append(Point(record['what'], record['task'], series, *sizes, values, where))
     except (KeyError, TypeError, ValueError) as error:
       raise ValueError(f'{path} is no file of lra_tasks.benchmark --out: {error!r}') from None
+  _check(points)
   return points
+
+
+def _check(points: Sequence[Point]) -> None:
+  """Raise a ValueError if points cannot stand in one figure."""
+  for name in ('dtype', 'where'):
+    values = sorted({getattr(point, name) for point in points})
+    if len(values) > 1:
+      raise ValueError(f'figures compare what was measured alike, got {"; ".join(values)}')
+  seen = set()
+  for point in points:
+    key = point[:5]
+    if key in seen:
+      raise ValueError(f'measured twice: {", ".join(map(str, key))}')
+    seen.add(key)
 
 
 def _by_series(points: Iterable[Point]) -> dict[str, list[Point]]:
@@ -107,25 +126,24 @@ def crossover(points: Sequence[Point]) -> Any:
     axis.set_xticks(lengths, [_short(length) for length in lengths])
     axis.grid(alpha=0.3)
   axes[0].set_ylabel('time per token, ns')
-  axes[0].legend()
+  figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper')
   return _signed(figure, points)
 
 
 def memory_over_length(points: Sequence[Point]) -> Any:
   """Return the memory of a training step over the length: Figure 4."""
   points = [point for point in points if point.what == 'step']
-  task = points[0].task if points else ''
-  points = [point for point in points if point.task == task]
   if len({point.length for point in points}) < 2:
     return None
   figure, (axis,) = _figure(1)
   for series, line in _by_series(points).items():
     memory = [p.values['step, whole memory'] / _GIB for p in line]
     axis.plot([p.length for p in line], memory, **_style(series))
-  axis.set(xlabel='length', ylabel='memory of a training step, GiB', title=task)
+  axis.set(xlabel='length', ylabel='memory of a training step, GiB')
+  axis.set_title(points[0].task)
   axis.set_ylim(bottom=0)
   axis.grid(alpha=0.3)
-  axis.legend()
+  figure.legend(loc='outside right upper')
   return _signed(figure, points)
 
 
@@ -141,10 +159,10 @@ def memory_over_tasks(points: Sequence[Point]) -> Any:
   for i, (series, line) in enumerate(groups.items()):
     places = [tasks.index(p.task) + (i - len(groups) / 2 + 0.5) * width for p in line]
     memory = [p.values['step, whole memory'] / _GIB for p in line]
-    axis.bar(places, memory, width, label=series, color=_style(series)['color'])
+    axis.bar(places, memory, width, label=_label(series), color=_style(series)['color'])
   axis.set_xticks(range(len(tasks)), tasks)
   axis.set_ylabel('memory of a training step, GiB')
-  axis.legend()
+  figure.legend(loc='outside right upper')
   return _signed(figure, points)
 
 
@@ -152,14 +170,16 @@ def accuracy_and_memory(points: Sequence[Point], runs: Sequence[results.Run], ta
   """Return accuracy over memory, circles for speed: Figure 3 (ListOps: Figure 8)."""
   points = [p for p in _longest(points) if p.what == 'step' and p.task == task]
   accuracies: dict[str, list[float]] = {}
+  errors: dict[str, float] = {}
   for run in runs:
     if run.task == task and run.split == 'test':
       accuracies.setdefault(run.model, []).append(run.accuracy)
+      errors[run.model] = 100 * (run.accuracy * (1 - run.accuracy) / run.examples) ** 0.5
   points = [point for point in points if point.series in accuracies]
-  slowest = [p.values['examples'] for p in points if p.series == SOFTMAX]
+  softmax = [p.values['examples'] for p in points if p.series == SOFTMAX]
   if len(points) < 2:
     return None
-  reference = slowest[0] if slowest else min(p.values['examples'] for p in points)
+  reference = softmax[0] if softmax else min(p.values['examples'] for p in points)
   figure, (axis,) = _figure(1)
   for point in points:
     accuracy = 100 * statistics.mean(accuracies[point.series])
@@ -167,7 +187,10 @@ def accuracy_and_memory(points: Sequence[Point], runs: Sequence[results.Run], ta
     speed = point.values['examples'] / reference
     color = _style(point.series)['color']
     axis.scatter(accuracy, memory, s=150 * speed, color=color, alpha=0.6)
-    axis.annotate(f'{point.series}\n{speed:.1f} ×', (accuracy, memory), ha='center', va='center')
+    # The standard error of one run on so many examples.
+    axis.errorbar(accuracy, memory, xerr=errors[point.series], color=color, linewidth=1)
+    text = f'{_label(point.series)}\n{speed:.1f} ×'
+    axis.annotate(text, (accuracy, memory), ha='center', va='bottom')
   axis.margins(0.25)
   axis.set(xlabel='test accuracy, %', ylabel='memory of a training step, GiB', title=task)
   axis.grid(alpha=0.3)
@@ -205,14 +228,15 @@ def speed_table(points: Sequence[Point]) -> str | None:
     speeds = [_relative(at.get(n), base.get(n), lambda p: 1e3 / p.values['step']) for n in lengths]
     memory = lambda p: p.values['step, whole memory'] / _GIB
     memories = [_relative(at.get(n), base.get(n), memory) for n in lengths]
-    lines.append(f'| {" | ".join([series, *speeds, *memories])} |')
+    lines.append(f'| {" | ".join([_label(series), *speeds, *memories])} |')
   return '\n'.join(lines) + '\n'
 
 
 def _relative(point: Point | None, base: Point | None, value: Any) -> str:
   if point is None:
     return '–'
-  text = f'{value(point):.3g}'
+  number = value(point)
+  text = f'{number:,.0f}' if number >= 100 else f'{number:.3g}'
   return text if base is None else f'{text} ({value(point) / value(base):.2f})'
 
 
@@ -225,19 +249,23 @@ _COLORS = {
 }  # fmt: skip
 
 
+def _label(series: str) -> str:
+  return 'softmax' if series == SOFTMAX else series
+
+
 def _style(series: str) -> dict[str, Any]:
   """Return the same look for the same model in all figures."""
   model, _, program = series.partition(' ')
-  label = 'softmax' if model == SOFTMAX else series
   line = '--' if program else '-'
-  return {'label': label, 'color': _COLORS.get(model, '#7f7f7f'), 'linestyle': line, 'marker': '.'}
+  color = _COLORS.get(model, '#7f7f7f')
+  return {'label': _label(series), 'color': color, 'linestyle': line, 'marker': '.'}
 
 
 def _figure(columns: int, **options: Any) -> tuple[Any, Any]:
   # Here and not above: the extra `plots` has it, and only drawing needs it.
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(4.8 * columns + 0.4, 4.2), dpi=120, layout='constrained')
+  figure = Figure(figsize=(4.6 * columns + 1.8, 4.2), dpi=120, layout='constrained')
   return figure, figure.subplots(1, columns, squeeze=False, **options)[0]
 
 
@@ -259,16 +287,18 @@ def draw(points: Sequence[Point], runs: Sequence[results.Run], out: str) -> list
     ValueError: if they make none.
     ImportError: without matplotlib.
   """
-  figures = {
-    'crossover': crossover(points),
-    'memory_over_length': memory_over_length(points),
-    'memory_over_tasks': memory_over_tasks(points),
-  }
+  figures, tables = {'memory_over_tasks': memory_over_tasks(points)}, {}
   for task in dict.fromkeys(point.task for point in points):
-    figures[f'accuracy_and_memory_{task}'] = accuracy_and_memory(points, runs, task)
+    own = [point for point in points if point.task == task]
+    figures |= {
+      f'crossover_{task}': crossover(own),
+      f'memory_over_length_{task}': memory_over_length(own),
+      f'accuracy_and_memory_{task}': accuracy_and_memory(own, runs, task),
+    }
+    tables[f'speed_{task}'] = speed_table(own)
   figures = {name: figure for name, figure in figures.items() if figure is not None}
-  table = speed_table(points)
-  if not figures and table is None:
+  tables = {name: table for name, table in tables.items() if table is not None}
+  if not figures and not tables:
     raise ValueError(
       'nothing to draw: a figure needs two lengths or two tasks of one kind, or --results for two '
       'models that were measured with --what=step'
@@ -280,8 +310,8 @@ def draw(points: Sequence[Point], runs: Sequence[results.Run], out: str) -> list
     written.append(directory / f'{name}.png')
     # Without the version, so that the same figures give the same file.
     figure.savefig(written[-1], metadata={'Software': None})
-  if table is not None:
-    written.append(directory / 'speed_table.md')
+  for name, table in tables.items():
+    written.append(directory / f'{name}.md')
     written[-1].write_text(table, encoding='utf-8')
   return written
 

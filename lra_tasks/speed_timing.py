@@ -119,7 +119,7 @@ def _time_once(call, count):
 
 
 def device_time(call: Callable[[], Any], count: int = 3) -> float | None:
-  """Return the seconds that the first GPU is busy in a call, by JAX's profiler; else None."""
+  """Return the seconds of all kernels of a call on the first GPU, by JAX's profiler; else None."""
   if jax.default_backend() != 'gpu':
     return None
   with tempfile.TemporaryDirectory() as directory:

@@ -75,7 +75,7 @@ def relative_errors(values, expected):
 # splits of three tiles one reaches beyond the end.
 CASES = {
   'positive, small': {
-    'features': 'positive', 'sizes': {'d': 16, 'm': 32, 'b': 2, 'lq': 70, 'lk': 21},
+    'features': 'positive', 'sizes': {'d': 24, 'm': 32, 'b': 2, 'lq': 70, 'lk': 21},
     'masked': True, 'weighted': True,
   },
   'positive, two splits': {
@@ -150,6 +150,44 @@ def test_large_norms_stay_finite(features):
     assert np.any(value != 0), name
   if features != 'fourier':  # A mean of values.
     assert np.max(np.abs(values['out'])) <= 1.01 * np.max(np.abs(wide(arrays['value'])))
+
+
+def test_kernels_may_cut_the_length_differently(monkeypatch):
+  """Beyond the end of what one kernel has written, another must not read what counts."""
+  arrays, _ = make_inputs(4, lq=70, lk=70, m=128, frequency=20.0)
+  options = {'features': 'positive'}
+  # One block for the positions of a head, two for its frequencies.
+  monkeypatch.setattr(fused, 'choose_splits', lambda blocks, length: 2 if blocks == 2 else 1)
+  expected = outputs_and_gradients(fused_output, arrays, **options)
+  monkeypatch.setattr(fused, 'choose_splits', lambda blocks, length: 3 if blocks == 2 else 1)
+  values = outputs_and_gradients(fused_output, arrays, **options)
+  for name, value in values.items():
+    assert np.all(np.isfinite(value)), name
+  assert max(relative_errors(values, expected).values()) < 0.01
+
+
+def test_frequencies_may_weigh_nothing():
+  arrays, _ = make_inputs(5, lq=9, lk=12, m=128)
+  weight = jnp.zeros((1, 128)).at[:, :64].set(-jnp.inf)
+  out = fused_output(**arrays, features='positive', log_weight=weight)
+  arrays['omega'] = arrays['omega'][:, 64:]
+  expected = fused_output(**arrays, features='positive')
+  assert relative_errors(wide({'out': out}), wide({'out': expected}))['out'] < 4e-3
+
+
+def test_gradients_have_the_types_of_what_they_belong_to():
+  arrays, _ = make_inputs(6, lq=8, lk=8, d=24, weighted=True)
+  arrays = jax.tree.map(lambda x: x.astype(jnp.bfloat16), arrays)
+
+  def loss(arrays):  # Frequencies are used twice.
+    out = fused_output(**arrays, features='positive')
+    again = fused_output(**{**arrays, 'query': out}, features='positive')
+    return jnp.sum(again.astype(jnp.float32))
+
+  shapes = jax.eval_shape(jax.grad(loss), arrays)
+  assert {name: (x.shape, x.dtype) for name, x in shapes.items()} == {
+    name: (x.shape, x.dtype) for name, x in arrays.items()
+  }
 
 
 @pytest.mark.parametrize('features', ['positive', 'fourier'])
@@ -302,6 +340,7 @@ OBSTACLES = [
   ({}, {'features': 'relu'}, "features='relu' have none"),
   ({}, {'smoothing': 0.5}, 'smooth Fourier features alone, got smoothing=0.5'),
   ({}, {'features': 'softmax', 'smoothing': 1.0}, 'alone, got smoothing=1.0'),
+  ({'b': 0}, {}, 'there is nothing to compute'),
   ({'d': 129}, {}, 'head sizes up to 128, got 129'),
   ({'m': 513}, {}, 'at most 512 frequencies, got 513'),
   ({'d': 128, 'm': 256}, {'features': 'fourier'}, '256 frequencies of size 128 do not fit'),

@@ -27,7 +27,6 @@ MACHINE = Machine('a machine', 1e9, 1e9, 'float32')
 @pytest.fixture(autouse=True)
 def _keep_logging(monkeypatch):
   monkeypatch.setattr(benchmark, 'set_up_logging', lambda: None)
-  monkeypatch.setattr(benchmark.parallel, 'enable_compilation_cache', lambda: None)
   monkeypatch.setattr(benchmark, 'measure_machine', lambda: MACHINE)
 
 
@@ -79,24 +78,24 @@ def test_attention_alone_is_measured(capsys, tmp_path):
   assert code == 0, err
   result, cases = cases_of(out_file)
   assert result['machine'] == MACHINE._asdict()
-  labels = [(c['model_type'], c['max_length'], c['batch_size'], c['program']) for c, _ in cases]
+  labels = [(c['model_type'], c['max_length'], c['batch_size'], c.get('program')) for c, _ in cases]
   assert labels == [
     ('gmm_prf', 16, 4, 'xla'),
     ('gmm_rks', 16, 4, 'xla'),
-    ('transformer', 16, 4, 'module'),
+    ('transformer', 16, 4, None),
     ('gmm_prf', 32, 2, 'xla'),
     ('gmm_rks', 32, 2, 'xla'),
-    ('transformer', 32, 2, 'module'),
+    ('transformer', 32, 2, None),
   ]
   assert [c.get('num_frequencies') for c, _ in cases[:3]] == [16, 16, None]
   for _, found in cases:
     forward, both = found['forward'], found['forward + backward']
     assert len(forward['values']) == len(both['values']) == 2
     assert 0 < forward['median'] < 1000
-    # 64 positions of 32 numbers of 4 bytes: read or written 4 times, and 8 times more.
+    # 64 positions of 32 numbers of 4 bytes: read or written 4 times, 8 with gradients.
     assert found['forward, floor']['median'] == pytest.approx(4 * 64 * 32 * 4 / 1e9 * 1e3)
     assert found['forward + backward, floor']['median'] == pytest.approx(
-      12 * 64 * 32 * 4 / 1e9 * 1e3
+      8 * 64 * 32 * 4 / 1e9 * 1e3
     )
     more = 'forward + backward, temporary memory'
     assert found[more]['median'] >= found['forward, temporary memory']['median'] >= 0
@@ -108,15 +107,13 @@ def test_the_operation_is_that_of_the_model():
   """What is measured returns what the mechanism of the model returns, with its own options."""
   _, values = parse(TINY, '--models=gmm_rks', '--num_frequencies=8')
   (fields,) = benchmark.configs(values)
+  fields |= {'dtype': 'float32'}
   x = [jax.random.normal(jax.random.key(i), (2, 8, 2, 16)) for i in range(3)]
-  attend, (omega, log_weight), labels = speed._operation(fields | {'dtype': 'float32'}, *x)
-  assert (omega.shape, log_weight, labels) == (
-    (2, 8, 16), None, {'program': 'xla', 'num_frequencies': 8},
-  )  # fmt: skip
-  module = speed.AttentionFactory.of('gmm_rks', fields['attention'])()
-  sampler = module.sampler.clone(parent=None, name=None)
+  attend, (omega, log_weight) = speed._operation(fields, 2, 16)
+  assert (omega.shape, log_weight) == ((2, 8, 16), None)
+  sampler = speed._attention(fields).sampler.clone(parent=None, name=None)
   rngs = {'params': jax.random.key(1), 'spectral': jax.random.key(2)}
-  drawn, variables = sampler.init_with_output(rngs, 2, 16)
+  drawn, _ = sampler.init_with_output(rngs, 2, 16)
   np.testing.assert_array_equal(drawn, omega)
   expected = speed.kernel_attention(*x, omega, features='fourier', smoothing=0.36)
   np.testing.assert_array_equal(attend((omega, None), *x), expected)
@@ -130,8 +127,7 @@ def test_training_steps_are_measured(capsys, tmp_path):
   _, cases = cases_of(out_file)
   assert [c['model_type'] for c, _ in cases] == ['fastfood_prf', 'transformer']
   for case, found in cases:
-    devices = jax.device_count()
-    assert (case['batch_size'], case['max_length'], case['devices']) == (2, 24, devices)
+    assert (case['batch_size'], case['max_length'], case['sizes']['num_layers']) == (2, 24, 1)
     times, examples = (np.array(found[name]['values']) for name in ('step', 'examples'))
     np.testing.assert_allclose(examples, 2e3 / times)
     assert found['step, whole memory']['median'] > found['step, temporary memory']['median'] > 0
@@ -194,6 +190,13 @@ def test_implementations_are_compared_where_there_are_several():
   assert found == [('gmm_prf', 'auto'), ('gmm_prf', 'xla'), ('transformer', None)]
 
 
+def test_models_without_a_preset_take_that_of_the_first():
+  _, values = parse(f'--config={ROOT}/configs/listops.py:gmm_prf', '--models=gmm_prf,transformer')
+  found = benchmark.configs(values)
+  assert [f['preset'] for f in found] == ['paper', 'paper']
+  assert len({f['num_layers'] for f in found}) == 1
+
+
 def test_lras_base_config_is_the_default():
   _, values = parse('--task=text', '--models=transformer,linear_transformer')
   found = benchmark.configs(values)
@@ -217,6 +220,7 @@ def test_tables_show_median_and_spread():
 def test_tables_of_cases_compare_with_softmax_and_the_floor():
   def case(model, length, note='', **values):
     labels = {'model_type': model, 'max_length': length, 'batch_size': 2, 'dtype': 'float32'}
+    labels['sizes'] = {'num_layers': 1}
     return Case(labels, tuple(Quantity(n, 'ms', v) for n, v in values.items()), note)
 
   cases = [
@@ -227,7 +231,7 @@ def test_tables_of_cases_compare_with_softmax_and_the_floor():
   columns = benchmark.KINDS['op'].columns
   lines = render_cases('title', [], cases, columns).splitlines()[2:]
   assert [line.split() for line in lines if '─' not in line] == [
-    ['model', 'length', 'batch', 'dtype', 'forward', 'ms', '±', '×', 'softmax', 'of', 'floor'],
+    ['model', 'length', 'batch', 'dtype', 'forward', 'ms', '±', '×', 'softmax', '×', 'floor'],
     ['gmm_prf', '8', '2', 'float32', '2', '10', '%', '2.50', '4.00'],
     ['transformer', '8', '2', 'float32', '5', '0', '%', '1.00'],
     ['gmm_prf', '9', '2', 'float32', 'out', 'of', 'memory'],
@@ -313,8 +317,34 @@ def test_compiled_programs_tell_their_cost():
 
 
 def test_program_is_that_of_kernel_info(monkeypatch):
-  monkeypatch.setattr(speed, 'kernel_info', lambda *_, **__: KernelInfo('fused', ''))
+  seen = []
+
+  def info(*arrays, **options):
+    seen.append(([x.shape for x in arrays], options))
+    return KernelInfo('fused', '')
+
+  monkeypatch.setattr(speed, 'kernel_info', info)
   _, values = parse(TINY)
   (fields,) = benchmark.configs(values)
-  x = [jnp.ones((1, 8, 2, 16))] * 3
-  assert speed._operation(fields | {'dtype': 'float32'}, *x)[2]['program'] == 'fused'
+  labels = speed.labels_of(fields | {'dtype': 'float32'})
+  assert (labels['program'], labels['num_frequencies']) == ('fused', 16)
+  ((arrays, options),) = seen
+  assert arrays == [*[(16, 128, 2, 16)] * 3, (2, 16, 16)]
+  assert options == {
+    'features': 'positive', 'smoothing': 0.0, 'causal': False, 'implementation': 'auto',
+  }  # fmt: skip
+
+
+def test_implementations_that_are_one_program_are_measured_once(capsys):
+  code, out, _ = run(
+    capsys, '--what=op', TINY, '--implementations=auto,xla,fused', '--lengths=8', *SHORT
+  )
+  assert code == 0
+  rows = [line.split()[:2] for line in out.splitlines() if line.startswith('gmm_prf')]
+  assert rows == [['gmm_prf', 'xla'], ['gmm_prf', '8']]  # The second has no program.
+  assert "implementation='fused' cannot run here" in out.splitlines()[-1]
+
+
+def test_a_file_that_cannot_be_written_is_told_before(capsys, tmp_path):
+  code, _, err = run(capsys, '--what=op', TINY, f'--out={tmp_path}/none/x.json', *SHORT)
+  assert (code, 'its directory does not exist' in err) == (1, True)

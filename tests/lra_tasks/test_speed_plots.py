@@ -15,7 +15,7 @@ def write(path, what, cases, task='text'):
   record = {'what': what, 'task': task, 'machine': {'description': WHERE}, 'cases': []}
   for model, length, values in cases:
     quantities = [{'name': name, 'median': value} for name, value in values.items()]
-    labels = {'model_type': model, 'max_length': length, 'batch_size': 4}
+    labels = {'model_type': model, 'max_length': length, 'batch_size': 4, 'dtype': 'float32'}
     record['cases'].append(labels | {'quantities': quantities})
   path.write_text(json.dumps(record))
   return path
@@ -75,6 +75,7 @@ def test_xla_has_a_line_of_its_own(tmp_path):
   record = json.loads(path.read_text())
   for case in list(record['cases']):
     record['cases'].append(case | {'program': 'xla'})
+    case['program'] = 'fused'
   path.write_text(json.dumps(record))
   figure = speed_plots.crossover(speed_plots.load([path]))
   assert list(lines_of(figure.axes[0])) == ['gmm_prf', 'gmm_prf (XLA)']
@@ -98,14 +99,17 @@ def test_memory_over_tasks_takes_the_longest_sequences(tmp_path, step_file):
 def test_accuracy_and_memory_has_circles_as_large_as_steps_are_fast(step_file):
   def run(model, accuracy):
     values = dict.fromkeys(results.Run.__dataclass_fields__)
-    return results.Run(
-      **values | {'model': model, 'accuracy': accuracy, 'task': 'text', 'split': 'test'}
-    )
+    values |= {'model': model, 'accuracy': accuracy, 'task': 'text', 'split': 'test'}
+    return results.Run(**values | {'examples': 2500})
 
   points = [p for p in speed_plots.load([step_file]) if p.length <= 2048]
   runs = [run('gmm_prf', 0.6), run('gmm_prf', 0.7), run('transformer', 0.5), run('rks', 0.1)]
   (axis,) = speed_plots.accuracy_and_memory(points, runs, 'text').axes
-  circles = [(*circle.get_offsets()[0], circle.get_sizes()[0]) for circle in axis.collections]
+  circles = [
+    (*circle.get_offsets()[0], circle.get_sizes()[0])
+    for circle in axis.collections
+    if hasattr(circle, 'get_sizes')
+  ]
   assert circles == [pytest.approx((65, 2, 600)), pytest.approx((50, 16, 150))]
   assert speed_plots.accuracy_and_memory(points, runs, 'listops') is None
 
@@ -114,7 +118,7 @@ def test_speed_table_is_relative_to_softmax(step_file):
   lines = speed_plots.speed_table(speed_plots.load([step_file])).splitlines()
   assert WHERE in lines[0]
   assert [cell.strip() for cell in lines[-2].strip('|').split('|')] == [
-    'gmm_prf', '1e+03 (2.00)', '500 (4.00)', '250', '1 (0.25)', '2 (0.12)', '4',
+    'gmm_prf', '1,000 (2.00)', '500 (4.00)', '250', '1 (0.25)', '2 (0.12)', '4',
   ]  # fmt: skip
   assert lines[-1].endswith('| 500 (1.00) | 125 (1.00) | – | 4 (1.00) | 16 (1.00) | – |')
 
@@ -124,7 +128,7 @@ def test_the_command_writes_what_the_files_make(op_file, step_file, tmp_path):
   command = [sys.executable, '-m', 'lra_tasks.speed_plots', f'--out={out}']
   done = subprocess.run([*command, op_file, step_file], capture_output=True, text=True, cwd=ROOT)
   assert done.returncode == 0, done.stderr
-  names = ['crossover.png', 'memory_over_length.png', 'speed_table.md']
+  names = ['crossover_text.png', 'memory_over_length_text.png', 'speed_text.md']
   assert [line.rpartition('/')[2] for line in done.stdout.splitlines()] == names
   assert all((out / name).stat().st_size > 100 for name in names)
 
@@ -142,6 +146,19 @@ def test_other_files_are_refused(tmp_path, content, message):
   path.write_text(content)
   with pytest.raises(ValueError, match=message):
     speed_plots.load([path])
+
+
+def test_what_was_measured_differently_is_not_drawn_together(tmp_path, op_file):
+  record = json.loads(op_file.read_text())
+  other = tmp_path / 'other.json'
+  for change in ({'machine': {'description': 'another'}}, {'cases': record['cases'][:1]}):
+    other.write_text(json.dumps(record | change))
+    with pytest.raises(ValueError, match='another|measured twice: op, text, transformer, 2048'):
+      speed_plots.load([op_file, other])
+  record['cases'][0]['dtype'] = 'bfloat16'
+  other.write_text(json.dumps(record))
+  with pytest.raises(ValueError, match='measured alike, got bfloat16; float32'):
+    speed_plots.load([other])
 
 
 def test_too_little_to_draw_is_an_error(tmp_path):
