@@ -96,7 +96,13 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('case', CASES)
+SLOW = pytest.mark.slow
+QUICK = ('positive, two splits', 'fourier, small')
+
+
+@pytest.mark.parametrize(
+  'case', [pytest.param(name, marks=[] if name in QUICK else SLOW) for name in CASES]
+)
 def test_equals_naive_twin_as_well_as_xla_does(case, monkeypatch):
   case = {'smoothing': 0.0, 'masked': False, 'weighted': False, 'frequency': 1.0} | CASES[case]
   arrays, mask = make_inputs(
@@ -118,7 +124,7 @@ def test_equals_naive_twin_as_well_as_xla_does(case, monkeypatch):
       assert np.all(values[name][~np.asarray(mask)] == 0)
 
 
-@pytest.mark.parametrize('features', ['positive', 'fourier'])
+@pytest.mark.parametrize('features', ['positive', pytest.param('fourier', marks=SLOW)])
 def test_examples_without_valid_keys_give_zeros_and_finite_gradients(features):
   arrays, mask = make_inputs(1, b=2, lq=20, lk=12, weighted=True)
   options = {'features': features, 'smoothing': float(features == 'fourier')}
@@ -137,7 +143,7 @@ def test_examples_without_valid_keys_give_zeros_and_finite_gradients(features):
   assert max(errors.values()) < 0.03, errors
 
 
-@pytest.mark.parametrize('features', ['positive', 'fourier'])
+@pytest.mark.parametrize('features', ['positive', pytest.param('fourier', marks=SLOW)])
 def test_large_norms_stay_finite(features):
   arrays, mask = make_inputs(2, lq=64, lk=72)
   for name in ('query', 'key'):
@@ -166,6 +172,7 @@ def test_kernels_may_cut_the_length_differently(monkeypatch):
   assert max(relative_errors(values, expected).values()) < 0.01
 
 
+@SLOW
 def test_frequencies_may_weigh_nothing():
   arrays, _ = make_inputs(5, lq=9, lk=12, m=128)
   weight = jnp.zeros((1, 128)).at[:, :64].set(-jnp.inf)
@@ -190,7 +197,7 @@ def test_gradients_have_the_types_of_what_they_belong_to():
   }
 
 
-@pytest.mark.parametrize('features', ['positive', 'fourier'])
+@pytest.mark.parametrize('features', [pytest.param('positive', marks=SLOW), 'fourier'])
 def test_masked_keys_change_nothing(features):
   arrays, mask = make_inputs(3, lq=16, lk=40)
   more = 45
@@ -203,6 +210,7 @@ def test_masked_keys_change_nothing(features):
   assert errors['out'] < 4e-3
 
 
+@SLOW
 def test_vmap_equals_a_loop():
   examples = [make_inputs(seed, lq=8, lk=9)[0] for seed in (5, 6)]
   run = lambda arrays: fused_output(**arrays, features='positive')
@@ -274,12 +282,12 @@ def allocated(kernel):
 @pytest.mark.parametrize(
   ('features', 'd', 'm', 'length'),
   [
-    ('positive', 16, 256, 4008),
+    pytest.param('positive', 16, 256, 4008, marks=SLOW),
     ('positive', 64, 256, 4096),
-    ('positive', 64, 100, 8),
-    ('fourier', 32, 64, 4008),
+    pytest.param('positive', 64, 100, 8, marks=SLOW),
+    pytest.param('fourier', 32, 64, 4008, marks=SLOW),
     ('fourier', 64, 256, 4096),
-    ('fourier', 128, 64, 4008),
+    pytest.param('fourier', 128, 64, 4008, marks=SLOW),
   ],
 )
 def test_kernels_lower_for_cuda_in_the_memory_that_was_foreseen(features, d, m, length):
@@ -294,7 +302,7 @@ def test_kernels_lower_for_cuda_in_the_memory_that_was_foreseen(features, d, m, 
 
 @pytest.mark.parametrize(
   ('features', 'd'),
-  [('positive', 128), ('fourier', 64), ('fourier', 16)],
+  [('positive', 128), pytest.param('fourier', 64, marks=SLOW), ('fourier', 16)],
 )
 def test_the_most_frequencies_that_are_allowed_lower_for_cuda(features, d, capability):
   capability(9.0)
