@@ -14,7 +14,7 @@ _FLAGS = [
   '--xla_llvm_disable_expensive_passes=true',
 ]
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
-  _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+  _FLAGS += ['--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1']
 os.environ.setdefault('XLA_FLAGS', ' '.join(_FLAGS))
 
 # Runs of the same model, also those in other processes, compile once.
@@ -40,6 +40,36 @@ hypothesis.settings.load_profile('default')
 def shared(tmp_path_factory):
   """A directory for the data that all runs share."""
   return tmp_path_factory.mktemp('shared')
+
+
+@pytest.fixture(scope='session')
+def reference(shared):
+  """An uninterrupted run on two devices, by the command that README shows."""
+  import run_helpers  # Not where the workers are only distributed to.
+
+  output = run_helpers.finish(run_helpers.start(shared, shared / 'reference', devices=2))
+  (shared / 'reference.log').write_text(output)
+  return shared / 'reference'
+
+
+# Files that share a run, or what Numba compiles in 15 seconds, are for one worker.
+_TOGETHER = {
+  'tests/lra_tasks/test_parallel_runs.py': 'tests/lra_tasks/test_train.py',
+  'tests/lra_tasks/test_pathfinder.py': 'tests/lra_tasks/test_pathfinder_images.py',
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """Distribute whole files, and some of them together."""
+  from xdist.scheduler import LoadFileScheduling
+
+  class Scheduling(LoadFileScheduling):
+    def _split_scope(self, nodeid):
+      path = super()._split_scope(nodeid)
+      return _TOGETHER.get(path, path)
+
+  return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items):

@@ -21,18 +21,21 @@ from run_helpers import (
 from lra_tasks.loop import NonFiniteLossError
 
 
-@pytest.fixture(scope='session')
-def reference_of_two(shared):
-  """An uninterrupted run of one process on two devices."""
-  finish(start(shared, shared / 'reference2', devices=2))
-  return shared / 'reference2'
-
-
-def test_kill_9_with_two_devices(shared, reference_of_two, tmp_path):
-  process = start(shared, tmp_path, devices=2)
-  kill_at(process, lambda: (tmp_path / 'checkpoints/10').exists())
-  finish(start(shared, tmp_path, devices=2))
-  assert_same_run(tmp_path, reference_of_two)
+def test_kills_and_signals_lose_nothing(shared, reference, tmp_path, caplog):
+  checkpoints, log = tmp_path / 'checkpoints', tmp_path / 'metrics.jsonl'
+  for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+    log.unlink(missing_ok=True)
+    process = start(shared, tmp_path, devices=2)
+    wait_for(process, log.exists)  # It is opened right before the loop.
+    process.send_signal(number)
+    assert 'the same command goes on from there' in finish(process, code)
+    assert not (tmp_path / 'results.json').exists()
+  # Between two checkpoints, and while one is being written.
+  kill_at(start(shared, tmp_path, devices=2), (checkpoints / '10').exists)
+  kill_at(start(shared, tmp_path, devices=2), lambda: list(checkpoints.glob('20.orbax*')))
+  assert run_here(shared, tmp_path) == 0
+  assert 'Continuing at step' in caplog.text
+  assert_same_run(tmp_path, reference)
 
 
 def start_two(shared, model_dir, devices=1):
@@ -55,7 +58,7 @@ def kill_one(processes, victim, condition):
   assert 'another process stopped' in output or 'another task died' in output
 
 
-def test_two_processes_equal_one_with_two_devices(shared, reference_of_two, tmp_path):
+def test_two_processes_equal_one_with_two_devices(shared, reference, tmp_path):
   """Also when one of them is preempted on the way, or dies: both stop, and both go on."""
   log = tmp_path / 'metrics.jsonl'
   processes = start_two(shared, tmp_path)
@@ -68,7 +71,7 @@ def test_two_processes_equal_one_with_two_devices(shared, reference_of_two, tmp_
   outputs = [finish(p) for p in start_two(shared, tmp_path)]
   assert 'Process 0 of 2' in outputs[0]
   assert 'Test accuracy' in outputs[0]
-  assert_same_run(tmp_path, reference_of_two, exact=False)
+  assert_same_run(tmp_path, reference, exact=False)
 
 
 def test_without_the_first_process_the_other_stops(shared, tmp_path):

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -13,27 +12,16 @@ import pytest
 from run_helpers import (
   ROOT,
   STEPS,
-  assert_same_run,
   environment,
   finish,
-  kill_at,
   read,
   run_here,
   start,
-  wait_for,
 )
 
 from kl_flax import Predictor
 from kl_flax.models import MODELS
 from lra_tasks import listops
-
-
-@pytest.fixture(scope='session')
-def reference(shared):
-  """An uninterrupted run on one device."""
-  output = finish(start(shared, shared / 'reference'))
-  (shared / 'reference.log').write_text(output)
-  return shared / 'reference'
 
 
 def test_a_run_writes_what_readme_lists(shared, reference):
@@ -79,22 +67,6 @@ def test_predictor_agrees_with_the_evaluation_of_the_run(shared, reference):
   correct = np.mean(prediction.labels == [r['target'] for r in records])
   assert correct == pytest.approx(read(reference, 'results.json')['accuracy'])
   np.testing.assert_allclose(prediction.probabilities.sum(axis=1), 1, rtol=1e-5)
-
-
-def test_kills_and_signals_lose_nothing(shared, reference, tmp_path):
-  checkpoints, log = tmp_path / 'checkpoints', tmp_path / 'metrics.jsonl'
-  for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
-    log.unlink(missing_ok=True)
-    process = start(shared, tmp_path)
-    wait_for(process, log.exists)  # It is opened right before the loop.
-    process.send_signal(number)
-    assert 'the same command goes on from there' in finish(process, code)
-    assert not (tmp_path / 'results.json').exists()
-  # While a checkpoint is being written; between two of them the run on two devices is killed.
-  kill_at(start(shared, tmp_path), lambda: list(checkpoints.glob('20.orbax*')))
-  output = finish(start(shared, tmp_path))
-  assert 'Continuing at step' in output
-  assert_same_run(tmp_path, reference)
 
 
 def test_damaged_newest_checkpoint(shared, reference, tmp_path, caplog):
