@@ -44,7 +44,9 @@ def forward(model, params, batch, rngs):
   return model.apply({'params': params}, batch['inputs'], mask, rngs=rngs)
 
 
+@functools.cache
 def mapped(step, devices, **options):
+  """Return the step over so many devices; the same one is compiled once."""
   return jax.pmap(
     functools.partial(step, **options), axis_name=steps.AXIS, devices=jax.devices()[:devices]
   )
@@ -52,7 +54,7 @@ def mapped(step, devices, **options):
 
 def run(function, state, batch, devices):
   batch = {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
-  copies = jax.tree.map(lambda x: jnp.stack([x] * devices), state)
+  copies = jax.tree.map(lambda x: np.stack([x] * devices), state)
   return jax.tree.map(lambda x: np.asarray(x[0]), function(copies, batch))
 
 
@@ -74,7 +76,7 @@ def test_step_is_gradient_descent_on_the_mean_loss():
     return jnp.mean(-jax.nn.log_softmax(logits)[jnp.arange(4), batch['targets']])
 
   gradient = jax.jit(jax.grad(loss))(state.params)
-  expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradient)
+  expected = jax.tree.map(lambda p, g: np.asarray(p) - 0.1 * np.asarray(g), state.params, gradient)
   options = {'model': model, 'optimizer': optimizer, 'resample_every': 100}
   after, sums = run(mapped(steps.train_step, 1, **options), state, batch, 1)
   jax.tree.map(
@@ -122,7 +124,7 @@ def test_evaluation_averages_over_independent_draws():
   for sample in range(3):
     rngs = {'spectral': jax.random.fold_in(key, sample)}
     logits = forward(model, state.params, batch, rngs)
-    losses.append(steps.example_sums(logits, batch)['loss'])
+    losses.append(jax.jit(steps.example_sums)(logits, batch)['loss'])
   assert sums[1]['loss'] == pytest.approx(float(losses[0]), rel=1e-5)
   assert sums[3]['loss'] == pytest.approx(float(sum(losses)), rel=1e-5)
   assert len({float(x) for x in losses}) == 3
