@@ -207,19 +207,20 @@ def test_masks_are_equal_under_jit_vmap_and_checkpoint():
   x = jax.random.normal(jax.random.key(0), (3, 20, 10))
   drop = lambda x, key: dropout(x, key, 0.3)
   expected = drop(x, KEY)
-  np.testing.assert_array_equal(jax.jit(drop)(x, KEY), expected)
+  compiled = jax.jit(drop)
+  np.testing.assert_array_equal(compiled(x, KEY), expected)
   # One mask for all examples of a vmap, as jax.random gives, or one for each key.
-  one = drop(x[0], KEY)
-  np.testing.assert_array_equal(jax.vmap(lambda x: drop(x, KEY))(x)[0], one)
+  one = compiled(x[0], KEY)
+  np.testing.assert_array_equal(jax.jit(jax.vmap(lambda x: drop(x, KEY)))(x)[0], one)
   keys = jax.random.split(KEY, 3)
-  each = jax.vmap(drop)(x, keys)
+  each = np.asarray(jax.jit(jax.vmap(drop))(x, keys))
   for i in range(3):
-    np.testing.assert_array_equal(each[i], drop(x[i], keys[i]))
+    np.testing.assert_array_equal(each[i], compiled(x[i], keys[i]))
   square = lambda x: jnp.sum(drop(x, KEY) ** 2)
-  gradient = 2 * expected / 0.7
+  gradient = 2 * np.asarray(expected) / 0.7
   for function in (square, jax.checkpoint(square), jax.jit(jax.checkpoint(square))):
     np.testing.assert_allclose(jax.grad(function)(x), gradient, rtol=1e-6)
-  batched = jax.vmap(jax.grad(lambda x, key: jnp.sum(drop(x, key) ** 2)))(x, keys)
+  batched = jax.jit(jax.vmap(jax.grad(lambda x, key: jnp.sum(drop(x, key) ** 2))))(x, keys)
   np.testing.assert_allclose(batched, 2 * each / 0.7, rtol=1e-6)
 
 

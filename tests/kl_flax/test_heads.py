@@ -177,13 +177,14 @@ def test_both_towers_draw_the_same_frequencies():
   model = DualClassifier(encoder, 3, interaction='NLI')
   inputs = jnp.asarray(np.repeat(make_inputs()[0][:, None], 2, axis=1))
   rngs = {'params': jax.random.key(0), 'spectral': jax.random.key(1)}
-  params = model.init(rngs, inputs)['params']
+  shapes = jax.eval_shape(model.init, rngs, inputs)['params']
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
   # u − v is the last quarter of what the head sees: zero, if both towers are one.
-  kernel = jnp.zeros_like(params['hidden']['kernel']).at[24:].set(1.0)
-  params = params | {'hidden': {'kernel': kernel, 'bias': jnp.zeros(12)}}
+  kernel = np.zeros_like(params['hidden']['kernel'])
+  kernel[24:] = 1
+  params = params | {'hidden': {'kernel': kernel, 'bias': np.zeros(12, np.float32)}}
   capture = lambda module, name: name == '__call__' and module.name == 'hidden'
-  _, state = model.apply(
-    {'params': params}, inputs, rngs={'spectral': jax.random.key(2)},
-    capture_intermediates=capture, mutable='intermediates',
-  )  # fmt: skip
+  run = functools.partial(model.apply, capture_intermediates=capture, mutable='intermediates')
+  _, state = jax.jit(run)({'params': params}, inputs, rngs={'spectral': jax.random.key(2)})
   assert not np.any(state['intermediates']['hidden']['__call__'][0])

@@ -256,7 +256,7 @@ def test_mixtures_beyond_the_paper_get_gradients_and_weights():
     phase = jnp.arange(omega.size).reshape(omega.shape)
     return jnp.sum(jnp.sin(omega) * phase * jnp.exp(log_weight)[..., None])
 
-  gradients = jax.device_get(jax.grad(loss)(params))
+  gradients = jax.device_get(jax.jit(jax.grad(loss))(params))
   assert gradients.keys() == params.keys()
   for gradient in gradients.values():
     assert np.all(np.isfinite(gradient))
@@ -311,6 +311,7 @@ def test_generator_is_the_network_of_the_paper(shared):
 def test_generator_draws_for_all_heads_and_all_parameters_get_gradients():
   params = initial(Generator(6), 2, 4)
 
+  @functools.partial(jax.jit, static_argnames='shared')
   def draw(params, shared=True, seed=0):
     module = Generator(6, shared_noise=shared)
     return module.apply({'params': params}, 2, 4, rngs={'spectral': jax.random.key(seed)})

@@ -538,8 +538,8 @@ def test_impossible_options(options, message):
 
 
 def test_the_tiny_preset_trains_on_image_files(shared, tmp_path):
-  # Fewer steps than the preset's: each goes over 1,024 positions.
-  fields = {'num_train_steps': 4, 'eval_frequency': 4, 'batch_size': 20}
+  # Fewer steps than the preset's, and narrower ones: each goes over 1,024 positions.
+  fields = {'num_train_steps': 2, 'batch_size': 20, 'emb_dim': 8, 'qkv_dim': 8, 'mlp_dim': 8}
   fields['argument'] = 'linear_transformer,tiny'
   assert run_here(shared, tmp_path, task='image', source=str(FIXTURES), **fields) == 0
   results = read(tmp_path, 'results.json')

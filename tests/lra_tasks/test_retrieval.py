@@ -494,7 +494,7 @@ def test_cut_files_are_named(tmp_path, ending):
 
 
 def test_a_run_on_rebuilt_pairs_is_not_compared(shared, tmp_path):
-  fields = {'num_train_steps': 20, 'argument': 'linear_transformer,tiny'}
+  fields = {'num_train_steps': 2, 'argument': 'linear_transformer,tiny'}
   assert run_here(shared, tmp_path, task='retrieval', source=str(PAPERS), **fields) == 0
   results = read(tmp_path, 'results.json')
   assert results['dataset'].startswith('retrieval/aan_rebuilt_64_16_32_s0_')

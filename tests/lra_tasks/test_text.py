@@ -393,7 +393,7 @@ def test_impossible_options(tmp_path, options, message):
 
 def test_the_tiny_preset_trains_from_real_reviews(shared, tmp_path):
   fields = {'data': dataclasses.asdict(dataclasses.replace(SMALL, validation='test'))}
-  options = {'task': 'text', 'source': str(FIXTURE), 'num_train_steps': 20}
+  options = {'task': 'text', 'source': str(FIXTURE), 'num_train_steps': 2}
   model = 'linear_transformer,tiny'
   assert run_here(shared, tmp_path, argument=model, **options, **fields) == 0
   results = read(tmp_path, 'results.json')
