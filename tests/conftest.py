@@ -61,7 +61,9 @@ _TOGETHER = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-  """Distribute whole files, and some of them together."""
+  """Distribute whole files, and some of them together; another --dist is left as it is."""
+  if config.getoption('dist') != 'loadfile':
+    return None
   from xdist.scheduler import LoadFileScheduling
 
   class Scheduling(LoadFileScheduling):
