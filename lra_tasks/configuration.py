@@ -88,9 +88,6 @@ ENCODER_FIELDS = (
   'max_length', 'emb_dim', 'num_heads', 'num_layers', 'qkv_dim', 'mlp_dim', 'dropout_rate',
   'learn_pos_emb', 'tied_weights',
 )  # fmt: skip
-SCHEDULE_FIELDS = (
-  'factors', 'learning_rate', 'warmup', 'steps_per_cycle', 'decay_factor', 'steps_per_decay',
-)  # fmt: skip
 POSITIVE = (
   'batch_size', 'num_train_steps', 'eval_frequency', 'checkpoint_freq', 'max_length', 'emb_dim',
   'num_heads', 'num_layers', 'qkv_dim', 'mlp_dim', 'resample_every', 'eval_samples', 'warmup',

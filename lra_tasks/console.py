@@ -131,3 +131,12 @@ def show_progress(title: str, total: int | None = None) -> Iterator[Callable[[in
         logger.info('%s: %d%s', title, done, f' of {total}' if total else '')
 
     yield advance
+
+
+def three_digits(value: float) -> str:
+  """Return three digits, or all before the point; thousands are kept apart.
+
+  >>> three_digits(0.14567), three_digits(12345.6)
+  ('0.146', '12,346')
+  """
+  return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'

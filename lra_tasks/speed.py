@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,9 +23,8 @@ from kl_flax.kernels import kernel_info
 from kl_flax.models import AttentionFactory, make_classifier
 from kl_flax.predictor import Predictor
 from kl_flax.spectral import as_weighted
-from lra_tasks import configuration, datasets, parallel, steps
+from lra_tasks import configuration, datasets, optimizer, parallel, steps
 from lra_tasks.console import show_progress
-from lra_tasks.optimizer import make_optimizer, make_schedule
 from lra_tasks.speed_timing import (
   Compiled,
   Machine,
@@ -38,8 +36,6 @@ from lra_tasks.speed_timing import (
   time_loop,
 )
 from lra_tasks.tasks import get_task
-
-logger = logging.getLogger(__name__)
 
 
 class Case(NamedTuple):
@@ -81,6 +77,7 @@ class Setting:
     data_dir, source, task_name: where the data is, as for training.
     repetitions: of each measurement.
     seconds: that one repetition takes.
+    keep: called with all that was found after each case.
 
   Raises:
     ValueError: if there is nothing to repeat, or a size is not positive.
@@ -96,6 +93,7 @@ class Setting:
   task_name: str | None = None
   repetitions: int = 5
   seconds: float = 0.5
+  keep: Callable[[Measurements], None] = lambda found: None
 
   def __post_init__(self) -> None:
     """Check the values."""
@@ -157,6 +155,7 @@ def _measure_cases(
         if not is_out_of_memory(error):
           raise
         found[str(labels)] = Case(labels, (), 'out of memory')
+      setting.keep(Measurements(subject, tuple(found.values())))
       advance(1)
   if errors and not any(case.quantities for case in found.values()):
     raise errors[0]
@@ -313,15 +312,12 @@ def measure_step(setting: Setting, machine: Machine) -> Measurements:
 def _measure_step(setting, fields, machine):
   parallel.check_batch_size(fields['batch_size'])
   model = make_classifier(**configuration.model_arguments(fields))
-  schedule = make_schedule(**{name: fields[name] for name in configuration.SCHEDULE_FIELDS})
-  optimizer = make_optimizer(
-    schedule, weight_decay=fields['weight_decay'], grad_clip_norm=fields['grad_clip_norm']
-  )
-  init = jax.jit(functools.partial(steps.init_state, model, optimizer, seed=fields['random_seed']))
+  _, adamw = optimizer.of_config(fields)
+  init = jax.jit(functools.partial(steps.init_state, model, adamw, seed=fields['random_seed']))
   state = parallel.replicate(init())
   function = parallel.over_devices(
     functools.partial(
-      steps.train_step, model=model, optimizer=optimizer, resample_every=fields['resample_every']
+      steps.train_step, model=model, optimizer=adamw, resample_every=fields['resample_every']
     ),
     donate_state=True,
   )

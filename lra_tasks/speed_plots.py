@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from absl import app, flags
 
 from lra_tasks import results
-from lra_tasks.console import set_up_logging
+from lra_tasks.console import set_up_logging, three_digits
 
 _OUT = flags.DEFINE_string('out', None, 'Directory for the figures; created if need be.')
 _RESULTS = flags.DEFINE_list('results', [], 'Directories of finished runs, for accuracies.')
@@ -235,8 +235,7 @@ def speed_table(points: Sequence[Point]) -> str | None:
 def _relative(point: Point | None, base: Point | None, value: Any) -> str:
   if point is None:
     return '–'
-  number = value(point)
-  text = f'{number:,.0f}' if number >= 100 else f'{number:.3g}'
+  text = three_digits(value(point))
   return text if base is None else f'{text} ({value(point) / value(base):.2f})'
 
 

@@ -19,11 +19,19 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from kl_flax.models import get_row, make_classifier
-from lra_tasks import configuration, datasets, parallel, pipeline, rundir, steps, tasks
+from lra_tasks import (
+  configuration,
+  datasets,
+  optimizer,
+  parallel,
+  pipeline,
+  rundir,
+  steps,
+  tasks,
+)
 from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.console import set_up_logging
 from lra_tasks.loop import Loop, NonFiniteLossError, evaluate
-from lra_tasks.optimizer import make_optimizer, make_schedule
 from lra_tasks.run_log import RunLog, write_json
 from lra_tasks.tasks import get_task
 
@@ -100,11 +108,8 @@ def train(
       fields = fields | {'dtype': dtype}
     arguments = configuration.model_arguments(fields, builder.num_classes)
     model = make_classifier(**arguments)
-    schedule = make_schedule(**{name: fields[name] for name in configuration.SCHEDULE_FIELDS})
-    optimizer = make_optimizer(
-      schedule, weight_decay=fields['weight_decay'], grad_clip_norm=fields['grad_clip_norm']
-    )
-    init = functools.partial(steps.init_state, model, optimizer, seed=fields['random_seed'])
+    schedule, adamw = optimizer.of_config(fields)
+    init = functools.partial(steps.init_state, model, adamw, seed=fields['random_seed'])
     state = jax.jit(init)()
 
     # The run's directory, and what lies there.
@@ -133,7 +138,7 @@ def train(
     # Training.
     train_step = parallel.over_devices(
       functools.partial(
-        steps.train_step, model=model, optimizer=optimizer, resample_every=fields['resample_every']
+        steps.train_step, model=model, optimizer=adamw, resample_every=fields['resample_every']
       ),
       donate_state=True,
     )
