@@ -24,7 +24,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -35,7 +34,7 @@ from ml_collections import config_flags
 
 from kl_flax.models import get_row
 from lra_tasks import configuration, parallel, speed, tasks
-from lra_tasks.console import set_up_logging, three_digits
+from lra_tasks.console import define_integers, set_up_logging, three_digits
 from lra_tasks.run_log import write_json
 from lra_tasks.speed import Case, Measurements, Setting
 from lra_tasks.speed_input import measure_input
@@ -243,7 +242,7 @@ def _config_of(model: str, first: ml_collections.ConfigDict, flag: Any) -> Any:
   if not argument:  # One of LRA's files, or none.
     return ml_collections.ConfigDict(first.to_dict() | {'model_type': model, 'model_kwargs': {}})
   preset = argument.partition(',')[2] or first.preset
-  config = runpy.run_path(path)['get_config'](','.join(filter(None, (model, preset))))
+  config = configuration.load(f'{path}:{",".join(filter(None, (model, preset)))}')
   with config.unlocked():
     for field, value in config_flags.get_override_values(flag).items():
       option = field.partition('attention.')[2]
@@ -267,8 +266,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     'Of kernel attention: auto, xla, fused; each is measured.',
   )  # fmt: skip
   define(flags.DEFINE_integer, 'num_frequencies', None, 'M of all models that have frequencies.')
-  define(_define_integers, 'lengths', [], "Lengths; by default the config's.")
-  define(_define_integers, 'batch_sizes', [], "Batch sizes; by default the config's.")
+  define(define_integers, 'lengths', [], "Lengths; by default the config's.")
+  define(define_integers, 'batch_sizes', [], "Batch sizes; by default the config's.")
   define(
     flags.DEFINE_integer, 'tokens', None,
     'op: positions of a batch; by default batch size times length of the config.',
@@ -279,21 +278,6 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   define(
     flags.DEFINE_string, 'out', None, 'JSON file to write, with the values of all repetitions.'
   )
-
-
-class _Integers(flags.ArgumentParser):
-  """Whole numbers, separated by commas."""
-
-  syntactic_help = 'whole numbers, separated by commas'
-
-  def parse(self, argument: Any) -> list[int]:
-    """Return the numbers."""
-    return [int(part) for part in argument.split(',')] if isinstance(argument, str) else argument
-
-
-def _define_integers(name, default, help_text, flag_values):
-  serializer = flags.ListSerializer(',')
-  flags.DEFINE(_Integers(), name, default, help_text, flag_values, serializer)
 
 
 def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:

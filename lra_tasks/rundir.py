@@ -140,12 +140,28 @@ def _check_identity(model_dir: str, description: Mapping[str, Any], resume: bool
 def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
   """Return what two runs must share to be one, as plain JSON."""
   identity = json.loads(json.dumps({name: description[name] for name in _IDENTITY}))
-  for name in _FREE:
-    identity['config'].pop(name, None)
-  for part in (identity['config'], identity['model']):
-    if 'attention' in part:
-      part['attention'] = configuration.essential_options(part['model_type'], part['attention'])
-  return identity
+  return identity | {name: _essential(identity[name]) for name in ('config', 'model')}
+
+
+def _essential(part: Mapping[str, Any]) -> dict[str, Any]:
+  """Return what tells runs apart of a resolved config, or of the arguments of a model."""
+  part = {name: value for name, value in part.items() if name not in _FREE}
+  if 'attention' in part:
+    part['attention'] = configuration.essential_options(part['model_type'], part['attention'])
+  return part
+
+
+def config_difference(stored: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
+  """Return a line for each field in which a run's config.json is of another run.
+
+  Args:
+    stored: 'config' of config.json.
+    fields: a resolved config; where it leaves the dtype open, any is right.
+  """
+  if fields['dtype'] == 'auto':
+    fields = {**fields, 'dtype': stored['dtype']}
+  fields = json.loads(json.dumps(fields))
+  return configuration.difference(_essential(stored), _essential(fields))
 
 
 def _check_writable(model_dir: str, state: Any) -> None:

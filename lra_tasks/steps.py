@@ -40,8 +40,16 @@ class TrainState:
   sums: Sums
 
 
-def init_state(model: Model, optimizer: optax.GradientTransformation, *, seed: int) -> TrainState:
-  """Return the state before the first step, a function of the seed alone."""
+def init_state(
+  model: Model, optimizer: optax.GradientTransformation, *, seed: int | jax.Array
+) -> TrainState:
+  """Return the state before the first step, a function of the seed alone.
+
+  Args:
+    model: the classifier.
+    optimizer: of its parameters.
+    seed: in 0 .. 2**32 - 1; as an array (uint32) it leaves the compiled program the same.
+  """
   names = ('params', 'dropout', 'spectral', 'evaluation')
   keys = dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
   params = init_params(model, keys['params'], keys['spectral'])

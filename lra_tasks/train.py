@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -109,8 +110,8 @@ def train(
     arguments = configuration.model_arguments(fields, builder.num_classes)
     model = make_classifier(**arguments)
     schedule, adamw = optimizer.of_config(fields)
-    init = functools.partial(steps.init_state, model, adamw, seed=fields['random_seed'])
-    state = jax.jit(init)()
+    init = jax.jit(functools.partial(steps.init_state, model, adamw))
+    state = init(seed=np.uint32(fields['random_seed']))
 
     # The run's directory, and what lies there.
     description = rundir.describe(fields, arguments, spec, builder, from_source=source is not None)
