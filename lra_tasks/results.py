@@ -59,6 +59,9 @@ class Run:
   device: str
   config_id: str
   git_revision: str | None
+  # Later than the other keys: files that lack them have None.
+  accuracy_of_one_draw: Fraction | None = None
+  accuracy_sd_of_draws: float | None = None
 
   @property
   def is_comparable(self) -> bool:
@@ -96,6 +99,8 @@ def parse_run(values: Mapping[str, Any], path: Path, modified: float = 0.0) -> R
   Raises:
     ValueError: naming the file and the key, if one is missing or holds another type.
   """
+  later = {field.name: None for field in dataclasses.fields(Run) if field.default is None}
+  values = later | values
   missing = [name for name in _fields() if name not in values]
   if missing:
     raise ValueError(f'{path}: missing: {", ".join(missing)}')

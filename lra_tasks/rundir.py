@@ -205,6 +205,7 @@ def results(
   """
   config = description['config']
   final = means(sums, '')
+  by_draw = sums['accuracy_by_draw'] / (sums['weight'] / eval_samples)
   at_best = [r for r in records if r['step'] == best_step]
   rates = [r['steps_per_second'] for r in records if r['steps_per_second']]
   memory = [r['peak_memory_bytes'] for r in records if r.get('peak_memory_bytes')]
@@ -216,6 +217,9 @@ def results(
     'preset': config['preset'],
     'split': split,
     'accuracy': final['accuracy'],
+    # One pass over the split, as for a model without draws; and how far passes are apart.
+    'accuracy_of_one_draw': float(by_draw[0]),
+    'accuracy_sd_of_draws': float(np.std(by_draw, ddof=1)) if eval_samples > 1 else None,
     'loss': final['loss'],
     'examples': round(float(np.sum(sums['labels'])) / eval_samples),
     'majority_class': float(np.max(sums['labels']) / np.sum(sums['labels'])),

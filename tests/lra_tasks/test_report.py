@@ -57,6 +57,28 @@ def test_three_seeds_by_hand():
   assert row.peak_memory_bytes == 3
 
 
+def test_a_single_draw_is_shown_beside_the_mean_of_several():
+  draws = {'eval_samples': 10, 'accuracy_sd_of_draws': 0.002}
+  built = make_report(
+    make_run(seed=0, accuracy_of_one_draw=0.35, **draws),
+    make_run(seed=1, accuracy_of_one_draw=0.36, **draws),
+    make_run('runs/b', model='transformer', accuracy_of_one_draw=0.37),
+  )
+  assert [row.accuracy_of_one_draw for row in rows_of(built)] == pytest.approx([0.355, 0.37])
+  header, *cells = [line.split() for line in report.render_table(built).splitlines()[3:6]]
+  assert header[-2:] == ['one', 'draw']
+  text = report.render_table(built)
+  assert 'one draw: accuracy with a single draw' in text
+  assert re.search(r'gmm_prf .* 10     35\.50\n', text)
+  assert re.search(r'transformer .* 1         –\n', text)  # It has no draws.
+  (line, _, *_) = csv.DictReader(io.StringIO(report.render_csv(built)))
+  assert (line['accuracy_of_one_draw'], line['accuracy_sd_of_draws']) == ('0.355', '0.002')
+  # Older files do not have it: then neither has the mean.
+  assert make_run().accuracy_of_one_draw is None
+  [row] = rows_of(make_report(make_run(seed=0, accuracy_of_one_draw=0.3), make_run(seed=1)))
+  assert row.accuracy_of_one_draw is None
+
+
 def test_what_was_not_measured_is_left_out():
   names = ['preset', 'base_parameters', 'steps_per_second', 'peak_memory_bytes', 'git_revision']
   built = make_report(make_run(model='mine', task='chess', **dict.fromkeys(names)))

@@ -118,11 +118,14 @@ def test_evaluation_averages_over_independent_draws():
     n: run(mapped(steps.eval_step, 1, model=model, num_samples=n), state, batch, 1) for n in (1, 3)
   }
   key = jax.random.wrap_key_data(state.keys['evaluation'])
-  losses = []
+  losses, correct = [], []
   for sample in range(3):
     rngs = {'spectral': jax.random.fold_in(key, sample)}
     logits = forward(model, state.params, batch, rngs)
     losses.append(steps.example_sums(logits, batch)['loss'])
+    correct.append(steps.example_sums(logits, batch)['accuracy'])
+  np.testing.assert_array_equal(sums[3]['accuracy_by_draw'], correct)
+  np.testing.assert_array_equal(sums[1]['accuracy_by_draw'], correct[:1])
   assert sums[1]['loss'] == pytest.approx(float(losses[0]), rel=1e-5)
   assert sums[3]['loss'] == pytest.approx(float(sum(losses)), rel=1e-5)
   assert len({float(x) for x in losses}) == 3
