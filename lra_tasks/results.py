@@ -21,6 +21,8 @@ SOURCES = {
   'KL-Transformer paper (TMLR 07/2022)': 'paper',
   'Long Range Arena leaderboard (repository README)': 'lra',
 }
+# The runs that this package comes with.
+KEPT = Path(__file__).parent / 'results'
 # Runs that share these differ in their seed alone.
 _SAME = ('task', 'dataset', 'split', 'model', 'preset', 'config_id')
 
