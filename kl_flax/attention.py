@@ -21,7 +21,6 @@ from kl_flax.sums import (
   DEFAULT_SMOOTHING,
   FeatureMap,
   attention_sums,
-  check_inputs,
   denominator_floor,
 )
 
@@ -103,7 +102,6 @@ def kernel_attention(
 def _attend(query, key, value, omega, *, implementation, features, causal, **options):
   """Return the output, and the denominators that it was divided by, if anybody looks at them."""
   arrays = (query, key, value, omega)
-  check_inputs(*arrays, features, **options)
   smoothing = options['smoothing']
   if choose(implementation, *arrays, features=features, smoothing=smoothing, causal=causal):
     from kl_flax.kernels.fused import fused_attention

@@ -176,8 +176,7 @@ class EncoderBlock(nn.Module):
       mlp = Mlp(block.mlp_dim, block.dropout_rate, block.dtype, name='mlp')
       return mlp(y, deterministic=deterministic)
 
-    # For the backward pass only x and the hidden layer are kept: half the memory of a layer, for
-    # element-wise work that is done twice.
+    # For the backward pass only x and the hidden layer are kept. All else is computed again.
     policy = jax.checkpoint_policies.save_only_these_names(_HIDDEN)
     return x + nn.remat(feed_forward, policy=policy)(self, x)
 

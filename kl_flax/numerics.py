@@ -1,10 +1,10 @@
-"""Numerics that several parts share: products in float32, ratios that stay finite."""
+"""Numerics that several parts share: products in float32, ratios that stay finite, sizes."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 
 def einsum_float32(
@@ -54,6 +54,31 @@ def divide(
     floor: denominators below it in absolute value are replaced by it; their sign stays.
   """
   if floor:
-    signed = jnp.where(denominator < 0, -floor, floor)
-    return numerator / jnp.where(jnp.abs(denominator) < floor, signed, denominator)
+    return numerator / floored(denominator, floor)
   return numerator / jnp.where(denominator == 0, 1, denominator)
+
+
+def floored(denominator: Float[Array, '*b'], floor: float) -> Float[Array, '*b']:
+  """Return the denominator, kept at least `floor` away from 0; its sign stays.
+
+  >>> floored(jnp.array([-0.1, 0.0, 2.0]), 0.5).tolist()
+  [-0.5, 0.5, 2.0]
+  """
+  signed = jnp.where(denominator < 0, -floor, floor)
+  return jnp.where(jnp.abs(denominator) < floor, signed, denominator)
+
+
+def pad_axis(
+  x: Shaped[Array, '*b'], axis: int, multiple: int, value: float = 0
+) -> Shaped[Array, '*c']:
+  """Pad the end of an axis up to a multiple of a number.
+
+  >>> pad_axis(jnp.ones((2, 5)), 1, 4).shape
+  (2, 8)
+  """
+  missing = -x.shape[axis] % multiple
+  if not missing:
+    return x
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, missing)
+  return jnp.pad(x, widths, constant_values=value)

@@ -14,15 +14,16 @@ of softmax attention in the same run, if `transformer` of the same sizes is amon
 the time is compared with a floor: to read inputs and write results once at the bandwidth of copies
 on this machine. For step it is compared with the time that the program's memory traffic, as XLA
 counts it, takes at that bandwidth (or its operations at the rate of matrix products). --out writes
-everything as JSON, which `lra_tasks.speed_plots` draws.
+everything as JSON, which `lra_tasks.speed_plots` draws, and does so after every case.
 """
 
 # A kind of measurement is a function from a `Setting` to `Measurements`, and a row of `KINDS`.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
-import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ from ml_collections import config_flags
 
 from kl_flax.models import get_row
 from lra_tasks import configuration, parallel, speed, tasks
-from lra_tasks.console import set_up_logging
+from lra_tasks.console import define_integers, set_up_logging, three_digits
 from lra_tasks.run_log import write_json
 from lra_tasks.speed import Case, Measurements, Setting
 from lra_tasks.speed_input import measure_input
@@ -190,11 +191,7 @@ def _layout(title, notes, rows, is_left) -> str:
 
 
 def _number(value: float | None, scale: float = 1.0) -> str:
-  """Return three digits or more; thousands are kept apart."""
-  if value is None:
-    return ''
-  value *= scale
-  return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
+  return '' if value is None else three_digits(scale * value)
 
 
 def _text(value: Any) -> str:
@@ -245,7 +242,7 @@ def _config_of(model: str, first: ml_collections.ConfigDict, flag: Any) -> Any:
   if not argument:  # One of LRA's files, or none.
     return ml_collections.ConfigDict(first.to_dict() | {'model_type': model, 'model_kwargs': {}})
   preset = argument.partition(',')[2] or first.preset
-  config = runpy.run_path(path)['get_config'](','.join(filter(None, (model, preset))))
+  config = configuration.load(f'{path}:{",".join(filter(None, (model, preset)))}')
   with config.unlocked():
     for field, value in config_flags.get_override_values(flag).items():
       option = field.partition('attention.')[2]
@@ -269,8 +266,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     'Of kernel attention: auto, xla, fused; each is measured.',
   )  # fmt: skip
   define(flags.DEFINE_integer, 'num_frequencies', None, 'M of all models that have frequencies.')
-  define(_define_integers, 'lengths', [], "Lengths; by default the config's.")
-  define(_define_integers, 'batch_sizes', [], "Batch sizes; by default the config's.")
+  define(define_integers, 'lengths', [], "Lengths; by default the config's.")
+  define(define_integers, 'batch_sizes', [], "Batch sizes; by default the config's.")
   define(
     flags.DEFINE_integer, 'tokens', None,
     'op: positions of a batch; by default batch size times length of the config.',
@@ -281,21 +278,6 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   define(
     flags.DEFINE_string, 'out', None, 'JSON file to write, with the values of all repetitions.'
   )
-
-
-class _Integers(flags.ArgumentParser):
-  """Whole numbers, separated by commas."""
-
-  syntactic_help = 'whole numbers, separated by commas'
-
-  def parse(self, argument: Any) -> list[int]:
-    """Return the numbers."""
-    return [int(part) for part in argument.split(',')] if isinstance(argument, str) else argument
-
-
-def _define_integers(name, default, help_text, flag_values):
-  serializer = flags.ListSerializer(',')
-  flags.DEFINE(_Integers(), name, default, help_text, flag_values, serializer)
 
 
 def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
@@ -328,24 +310,30 @@ def _run(flag_values: flags.FlagValues) -> None:
     seconds=flag_values.seconds,
   )
   task = setting.configs[0]['task']
+  record = {'what': flag_values.what, 'task': task}
+
+  def keep(found: Measurements, machine: Mapping[str, Any]) -> None:
+    if out:
+      cases = [_case_to_dict(case) for case in found.cases]
+      configs = [dict(fields) for fields in setting.configs]
+      write_json(
+        out,
+        record | {'subject': found.subject, 'machine': machine, 'configs': configs, 'cases': cases},
+      )
+
   title = f'{task}: {flag_values.what}, {setting.repetitions} repetitions'
-  record: dict[str, Any] = {'what': flag_values.what, 'task': task}
   if kind.columns:
     machine = measure_machine()
-    found = kind.measure(setting, machine)
+    keep_case = functools.partial(keep, machine=machine._asdict())
+    found = kind.measure(dataclasses.replace(setting, keep=keep_case), machine)
     notes = [found.subject, machine.description, describe_floors(machine)]
     text = render_cases(title, notes, found.cases, kind.columns)
-    record |= {'subject': found.subject, 'machine': machine._asdict()}
   else:
     found = kind.measure(setting)
     notes = [found.subject, describe_machine()]
     text = render(title, notes, found.cases[0].quantities)
-    record |= {'subject': found.subject, 'machine': {'description': describe_machine()}}
+    keep(found, {'description': describe_machine()})
   print(text)
-  record |= {'configs': [dict(fields) for fields in setting.configs]}
-  record |= {'cases': [_case_to_dict(case) for case in found.cases]}
-  if out:
-    write_json(out, record)
 
 
 def _case_to_dict(case: Case) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import runpy
 import sys
 import types
 from collections.abc import Iterable, Mapping
@@ -87,9 +88,6 @@ TINY_FREQUENCIES = 16
 ENCODER_FIELDS = (
   'max_length', 'emb_dim', 'num_heads', 'num_layers', 'qkv_dim', 'mlp_dim', 'dropout_rate',
   'learn_pos_emb', 'tied_weights',
-)  # fmt: skip
-SCHEDULE_FIELDS = (
-  'factors', 'learning_rate', 'warmup', 'steps_per_cycle', 'decay_factor', 'steps_per_decay',
 )  # fmt: skip
 POSITIVE = (
   'batch_size', 'num_train_steps', 'eval_frequency', 'checkpoint_freq', 'max_length', 'emb_dim',
@@ -303,6 +301,30 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
   if preset_id not in (None, config_id(fields)):
     fields['preset'] += '*'  # Figures under a preset's name must be the preset's.
   return dict(sorted(fields.items()))
+
+
+def load(
+  config: str, changes: Mapping[str, Any] = types.MappingProxyType({})
+) -> ml_collections.ConfigDict:
+  """Return the config that '--config=FILE:ARGUMENT' names, changed.
+
+  Args:
+    config: 'FILE:ARGUMENT' of one of our files.
+    changes: values by field; options have names such as 'attention.num_frequencies'.
+
+  Raises:
+    ValueError: for an unknown model, preset or field, or a value of another type.
+  """
+  path, _, argument = config.partition(':')
+  loaded = runpy.run_path(path)['get_config'](argument)
+  loaded.lock()
+  for name, value in changes.items():
+    try:
+      loaded.update_from_flattened_dict({name: value})
+    except (AttributeError, KeyError, TypeError) as error:
+      problem = find_unknown_field([f'--config={config}', f'--config.{name}='])
+      raise ValueError(problem or f'{name}={value!r}: {_reason(error)}') from error
+  return loaded
 
 
 def parse_flags(argv: list[str]) -> list[str]:

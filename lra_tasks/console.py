@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import rich.console
 import rich.logging
@@ -131,3 +132,30 @@ def show_progress(title: str, total: int | None = None) -> Iterator[Callable[[in
         logger.info('%s: %d%s', title, done, f' of {total}' if total else '')
 
     yield advance
+
+
+def three_digits(value: float) -> str:
+  """Return three digits, or all before the point; thousands are kept apart.
+
+  >>> three_digits(0.14567), three_digits(12345.6)
+  ('0.146', '12,346')
+  """
+  return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
+
+
+class _Integers(flags.ArgumentParser):
+  """Whole numbers, separated by commas."""
+
+  syntactic_help = 'whole numbers, separated by commas'
+
+  def parse(self, argument: Any) -> list[int]:
+    """Return the numbers."""
+    return [int(part) for part in argument.split(',')] if isinstance(argument, str) else argument
+
+
+def define_integers(
+  name: str, default: Sequence[int], help_text: str, flag_values: flags.FlagValues
+) -> None:
+  """Define a flag of whole numbers, separated by commas."""
+  serializer = flags.ListSerializer(',')
+  flags.DEFINE(_Integers(), name, default, help_text, flag_values, serializer)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax.numpy as jnp
 import optax
 
@@ -29,6 +32,10 @@ def _cosine_decay(step, options):
   return jnp.maximum(0.0, 0.5 * (1.0 + jnp.cos(jnp.pi * (progress % 1.0))))
 
 
+# Fields of a config that `make_schedule` takes.
+_SCHEDULE = (
+  'factors', 'learning_rate', 'warmup', 'steps_per_cycle', 'decay_factor', 'steps_per_decay',
+)  # fmt: skip
 FACTORS = {
   'constant': lambda step, options: options['learning_rate'],
   'linear_warmup': _linear_warmup,
@@ -106,3 +113,15 @@ def make_optimizer(
   if not grad_clip_norm:
     return adamw
   return optax.chain(optax.clip_by_global_norm(grad_clip_norm), adamw)
+
+
+def of_config(fields: Mapping[str, Any]) -> tuple[optax.Schedule, optax.GradientTransformation]:
+  """Return the schedule and the optimiser of a resolved config.
+
+  Raises:
+    ValueError: see `make_schedule`.
+  """
+  schedule = make_schedule(**{name: fields[name] for name in _SCHEDULE})
+  return schedule, make_optimizer(
+    schedule, weight_decay=fields['weight_decay'], grad_clip_norm=fields['grad_clip_norm']
+  )

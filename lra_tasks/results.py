@@ -21,6 +21,8 @@ SOURCES = {
   'KL-Transformer paper (TMLR 07/2022)': 'paper',
   'Long Range Arena leaderboard (repository README)': 'lra',
 }
+# The runs that this package comes with.
+KEPT = Path(__file__).parent / 'results'
 # Runs that share these differ in their seed alone.
 _SAME = ('task', 'dataset', 'split', 'model', 'preset', 'config_id')
 
@@ -59,6 +61,9 @@ class Run:
   device: str
   config_id: str
   git_revision: str | None
+  # Later than the other keys: files that lack them have None.
+  accuracy_of_one_draw: Fraction | None = None
+  accuracy_sd_of_draws: float | None = None
 
   @property
   def is_comparable(self) -> bool:
@@ -96,6 +101,8 @@ def parse_run(values: Mapping[str, Any], path: Path, modified: float = 0.0) -> R
   Raises:
     ValueError: naming the file and the key, if one is missing or holds another type.
   """
+  later = {field.name: None for field in dataclasses.fields(Run) if field.default is None}
+  values = later | values
   missing = [name for name in _fields() if name not in values]
   if missing:
     raise ValueError(f'{path}: missing: {", ".join(missing)}')
@@ -142,7 +149,7 @@ def load_results(directories: Iterable[str | os.PathLike[str]]) -> Results:
   runs: dict[str, Run] = {}
   unfinished: dict[str, Unfinished] = {}
   for top in map(Path, directories):
-    found = [_read_folder(folder, names) for folder, names in _walk(top)]
+    found = [read_folder(folder) for folder in _walk(top)]
     pending = [run for run in found if isinstance(run, Unfinished)]
     finished = [run for run in found if isinstance(run, Run)]
     if not finished:
@@ -159,26 +166,31 @@ def load_results(directories: Iterable[str | os.PathLike[str]]) -> Results:
   return Results(tuple(runs.values()), tuple(unfinished.values()))
 
 
-def _read_folder(folder: Path, names: list[str]) -> Run | Unfinished | None:
-  """Return the run that lies in `folder`, if one does."""
+def read_folder(folder: Path) -> Run | Unfinished | None:
+  """Return the run that lies in `folder`, if one does.
+
+  Raises:
+    OSError: if a file cannot be read.
+    ValueError: if one is damaged.
+  """
   config = (read_json(folder / 'config.json') or {}).get('config')
   planned = config.get('num_train_steps') if isinstance(config, dict) else None
-  if 'results.json' in names:
-    path = folder / 'results.json'
+  path = folder / 'results.json'
+  if os.path.lexists(path):  # A link to nothing is an error, not an absence.
     modified = path.stat().st_mtime
     run = parse_run(read_json(path) or {}, path, modified)
     if planned is None or run.steps >= planned:  # Fewer: by --test_only.
       return run
-  elif 'config.json' not in names:
+  elif not (folder / 'config.json').exists():
     return None
   records = read_records(folder / 'metrics.jsonl')
   return Unfinished(folder, records[-1].get('step') if records else None, planned)
 
 
-def _walk(top: Path) -> Iterator[tuple[Path, list[str]]]:
-  """Yield (folder, names of its files), following links but entering no folder twice."""
+def _walk(top: Path) -> Iterator[Path]:
+  """Yield the folder and those below, following links but entering no folder twice."""
   seen = set()
-  for folder, subfolders, names in os.walk(top, followlinks=True, onerror=_raise):
+  for folder, subfolders, _ in os.walk(top, followlinks=True, onerror=_raise):
     real = os.path.realpath(folder)
     if real in seen:
       subfolders.clear()
@@ -187,7 +199,7 @@ def _walk(top: Path) -> Iterator[tuple[Path, list[str]]]:
     # A run's own subfolders hold many files and no results.
     skipped = ('checkpoints', 'summary')
     subfolders[:] = sorted(n for n in subfolders if n not in skipped and n[0] != '.')
-    yield Path(folder), names
+    yield Path(folder)
 
 
 def _raise(error: OSError) -> None:

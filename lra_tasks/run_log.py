@@ -65,7 +65,7 @@ def means(sums: Mapping[str, np.ndarray], prefix: str) -> dict[str, float]:
   weight = float(sums['weight'])
   values = {}
   for name, value in sums.items():
-    if name not in ('weight', 'labels'):
+    if name not in ('weight', 'labels', 'accuracy_by_draw'):
       values[prefix + name] = float(value) / (1.0 if name == 'truncated' else weight)
   return values
 

@@ -140,12 +140,28 @@ def _check_identity(model_dir: str, description: Mapping[str, Any], resume: bool
 def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
   """Return what two runs must share to be one, as plain JSON."""
   identity = json.loads(json.dumps({name: description[name] for name in _IDENTITY}))
-  for name in _FREE:
-    identity['config'].pop(name, None)
-  for part in (identity['config'], identity['model']):
-    if 'attention' in part:
-      part['attention'] = configuration.essential_options(part['model_type'], part['attention'])
-  return identity
+  return identity | {name: _essential(identity[name]) for name in ('config', 'model')}
+
+
+def _essential(part: Mapping[str, Any]) -> dict[str, Any]:
+  """Return what tells runs apart of a resolved config, or of the arguments of a model."""
+  part = {name: value for name, value in part.items() if name not in _FREE}
+  if 'attention' in part:
+    part['attention'] = configuration.essential_options(part['model_type'], part['attention'])
+  return part
+
+
+def config_difference(stored: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
+  """Return a line for each field in which a run's config.json is of another run.
+
+  Args:
+    stored: 'config' of config.json.
+    fields: a resolved config; where it leaves the dtype open, any is right.
+  """
+  if fields['dtype'] == 'auto':
+    fields = {**fields, 'dtype': stored['dtype']}
+  fields = json.loads(json.dumps(fields))
+  return configuration.difference(_essential(stored), _essential(fields))
 
 
 def _check_writable(model_dir: str, state: Any) -> None:
@@ -189,6 +205,7 @@ def results(
   """
   config = description['config']
   final = means(sums, '')
+  by_draw = sums['accuracy_by_draw'] / (sums['weight'] / eval_samples)
   at_best = [r for r in records if r['step'] == best_step]
   rates = [r['steps_per_second'] for r in records if r['steps_per_second']]
   memory = [r['peak_memory_bytes'] for r in records if r.get('peak_memory_bytes')]
@@ -200,6 +217,9 @@ def results(
     'preset': config['preset'],
     'split': split,
     'accuracy': final['accuracy'],
+    # One pass over the split, as for a model without draws; and how far passes are apart.
+    'accuracy_of_one_draw': float(by_draw[0]),
+    'accuracy_sd_of_draws': float(np.std(by_draw, ddof=1)) if eval_samples > 1 else None,
     'loss': final['loss'],
     'examples': round(float(np.sum(sums['labels'])) / eval_samples),
     'majority_class': float(np.max(sums['labels']) / np.sum(sums['labels'])),

@@ -6,13 +6,13 @@ tokens, sequences from a quarter to the whole of the length.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,9 +24,9 @@ from kl_flax.kernels import kernel_info
 from kl_flax.models import AttentionFactory, make_classifier
 from kl_flax.predictor import Predictor
 from kl_flax.spectral import as_weighted
-from lra_tasks import configuration, datasets, parallel, steps
+from lra_tasks import configuration, datasets, optimizer, parallel, steps
 from lra_tasks.console import show_progress
-from lra_tasks.optimizer import make_optimizer, make_schedule
+from lra_tasks.pathfinder_images import num_cores
 from lra_tasks.speed_timing import (
   Compiled,
   Machine,
@@ -38,8 +38,6 @@ from lra_tasks.speed_timing import (
   time_loop,
 )
 from lra_tasks.tasks import get_task
-
-logger = logging.getLogger(__name__)
 
 
 class Case(NamedTuple):
@@ -81,6 +79,7 @@ class Setting:
     data_dir, source, task_name: where the data is, as for training.
     repetitions: of each measurement.
     seconds: that one repetition takes.
+    keep: called with all that was found after each case.
 
   Raises:
     ValueError: if there is nothing to repeat, or a size is not positive.
@@ -96,6 +95,7 @@ class Setting:
   task_name: str | None = None
   repetitions: int = 5
   seconds: float = 0.5
+  keep: Callable[[Measurements], None] = lambda found: None
 
   def __post_init__(self) -> None:
     """Check the values."""
@@ -132,35 +132,68 @@ class Setting:
 
 def _measure_cases(
   setting: Setting,
-  measure: Callable[[Setting, dict[str, Any]], list[Quantity]],
+  prepare: Callable[[Setting, dict[str, Any]], Callable[[], list[Quantity]]],
   subject: str,
 ) -> Measurements:
-  """Measure all cases; one that cannot run is a result like the others.
+  """Measure all cases, one by one; one that cannot run is a result like the others.
+
+  Args:
+    setting: has the cases.
+    prepare: compiles what a case needs and returns what measures it. Programs are compiled ahead,
+      several at a time: a training step takes half a minute.
+    subject: of the measurements.
 
   Raises:
     ValueError: if none can run.
   """
   found: dict[str, Case] = {}
-  todo, errors = list(setting.cases()), []
+  todo, errors = _distinct(setting.cases()), []
+  prepared = _prepare_all(functools.partial(prepare, setting), todo)
   with show_progress('measuring', len(todo)) as advance:
-    for fields in todo:
+    for name, fields in todo.items():
       labels = {}
       try:
         labels = labels_of(fields)
-        if str(labels) not in found:  # Two implementations may be one program.
-          found[str(labels)] = Case(labels, tuple(measure(setting, fields)))
+        measure = prepared.pop(name).result()
+        found[name] = Case(labels, tuple(measure()))
       except ValueError as error:
         errors.append(error)
         labels = labels or {name: fields[name] for name in _LABELS}
-        found[str(fields)] = Case(labels, (), str(error))
+        found[name] = Case(labels, (), str(error))
       except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
           raise
-        found[str(labels)] = Case(labels, (), 'out of memory')
+        found[name] = Case(labels, (), 'out of memory')
+      setting.keep(Measurements(subject, tuple(found.values())))
       advance(1)
   if errors and not any(case.quantities for case in found.values()):
     raise errors[0]
   return Measurements(subject, tuple(found.values()))
+
+
+def _prepare_all(prepare, todo):
+  """Compile all cases before any is measured, which wants the machine for itself."""
+  pool = concurrent.futures.ThreadPoolExecutor(max(1, num_cores() // 4))
+  try:
+    prepared = {name: pool.submit(prepare, fields) for name, fields in todo.items()}
+    with show_progress('compiling', len(todo)) as advance:
+      for _ in concurrent.futures.as_completed(prepared.values()):
+        advance(1)
+  finally:
+    pool.shutdown(cancel_futures=True)
+  return prepared
+
+
+def _distinct(cases: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+  """Return the cases by name, those that are one program once."""
+  found = {}
+  for fields in cases:
+    try:
+      name = str(labels_of(fields))
+    except ValueError:  # Of an implementation that cannot run.
+      name = str(fields)
+    found.setdefault(name, fields)
+  return found
 
 
 _LABELS = ('model_type', 'max_length', 'batch_size', 'dtype')
@@ -221,26 +254,33 @@ def measure_op(setting: Setting, machine: Machine) -> Measurements:
   if not setting.batch_sizes:
     tokens = setting.tokens or fields['batch_size'] * fields['max_length']
     setting = dataclasses.replace(setting, tokens=tokens)
-  measure = functools.partial(_measure_op, machine=machine)
-  return _measure_cases(setting, measure, f'attention alone, {heads} heads of {width}')
+  prepare = functools.partial(_prepare_op, machine=machine)
+  return _measure_cases(setting, prepare, f'attention alone, {heads} heads of {width}')
 
 
-def _measure_op(setting, fields, machine):
+def _prepare_op(setting, fields, machine):
   heads, length, batch = fields['num_heads'], fields['max_length'], fields['batch_size']
   dim = fields['qkv_dim'] // heads
   shape = (batch, length, heads, dim)
-  keys = jax.random.split(jax.random.key(0), 4)
-  draw = jax.jit(lambda key: jax.random.normal(key, shape, fields['dtype']))
-  query, key, value, gradient = map(draw, keys)
   attend, parameters = _operation(fields, heads, dim)
 
   def both(parameters, query, key, value, gradient):
     out, pull = jax.vjp(attend, parameters, query, key, value)
     return out, pull(gradient)
 
+  x = jax.ShapeDtypeStruct(shape, fields['dtype'])
+  forward = compile_program(jax.jit(attend), parameters, x, x, x)
+  backward = compile_program(jax.jit(both), parameters, x, x, x, x)
+  return lambda: _measure_op(
+    setting, shape, fields['dtype'], forward, backward, parameters, machine
+  )
+
+
+def _measure_op(setting, shape, dtype, forward, backward, parameters, machine):
+  keys = jax.random.split(jax.random.key(0), 4)
+  draw = jax.jit(lambda key: jax.random.normal(key, shape, dtype))
+  query, key, value, gradient = map(draw, keys)
   inputs = (parameters, query, key, value)
-  forward = compile_program(jax.jit(attend), *inputs)
-  backward = compile_program(jax.jit(both), *inputs, gradient)
   timing = {'repetitions': setting.repetitions, 'seconds': setting.seconds}
   quantities = [
     _milliseconds('forward', time_calls(forward.call, *inputs, **timing)),
@@ -303,31 +343,32 @@ def _operation(fields, heads, dim):
 
 def measure_step(setting: Setting, machine: Machine) -> Measurements:
   """Measure training steps over all devices, from a batch in host memory to the new state."""
-  measure = functools.partial(_measure_step, machine=machine)
+  prepare = functools.partial(_prepare_step, machine=machine)
   devices = parallel.describe_devices()
   return _measure_cases(
-    setting, measure, f'training steps of {setting.configs[0]["task"]}, {devices}'
+    setting, prepare, f'training steps of {setting.configs[0]["task"]}, {devices}'
   )
 
 
-def _measure_step(setting, fields, machine):
+def _prepare_step(setting, fields, machine):
   parallel.check_batch_size(fields['batch_size'])
   model = make_classifier(**configuration.model_arguments(fields))
-  schedule = make_schedule(**{name: fields[name] for name in configuration.SCHEDULE_FIELDS})
-  optimizer = make_optimizer(
-    schedule, weight_decay=fields['weight_decay'], grad_clip_norm=fields['grad_clip_norm']
-  )
-  init = jax.jit(functools.partial(steps.init_state, model, optimizer, seed=fields['random_seed']))
-  state = parallel.replicate(init())
+  _, adamw = optimizer.of_config(fields)
+  init = jax.jit(functools.partial(steps.init_state, model, adamw, seed=fields['random_seed']))
+  init = init.lower().compile()
   function = parallel.over_devices(
     functools.partial(
-      steps.train_step, model=model, optimizer=optimizer, resample_every=fields['resample_every']
+      steps.train_step, model=model, optimizer=adamw, resample_every=fields['resample_every']
     ),
     donate_state=True,
   )
   batch = parallel.split(random_batch(fields))
-  program = compile_program(function, state, batch)
-  held = [state]
+  program = compile_program(function, parallel.replicate(init()), batch)
+  return lambda: _measure_step(setting, fields, program, init, batch, machine)
+
+
+def _measure_step(setting, fields, program, init, batch, machine):
+  held = [parallel.replicate(init())]
 
   def step():
     held[0], sums = program.call(held[0], batch)
@@ -379,7 +420,8 @@ def measure_inference(setting: Setting, machine: Machine) -> Measurements:
   del machine
   sizes = setting.batch_sizes or (1, 256)
   setting = dataclasses.replace(setting, batch_sizes=sizes)
-  return _measure_cases(setting, _measure_inference, 'Predictor.predict, documents of full length')
+  prepare = lambda setting, fields: functools.partial(_measure_inference, setting, fields)
+  return _measure_cases(setting, prepare, 'Predictor.predict, documents of full length')
 
 
 def _measure_inference(setting, fields):

@@ -1,22 +1,19 @@
 """Draw what `lra_tasks.benchmark` measured.
 
-  python -m lra_tasks.speed_plots --out=DIR SPEED.json [SPEED.json ...] [--results=RUNS]
+  python -m lra_tasks.speed_plots --out=DIR SPEED.json [SPEED.json ...]
 
 From files of --what=op: time over length, of all mechanisms (crossover_TASK.png).
 From files of --what=step with several lengths: memory over length, Figure 4 of the KL-Transformer
 paper (memory_over_length_TASK.png), and LRA's table of speed and memory (speed_TASK.md).
 From files of --what=step of several tasks: memory of each model, Figure 7 (memory_over_tasks.png).
-With --results, a directory of finished runs: accuracy, memory and speed, Figures 3 and 8
-(accuracy_and_memory_TASK.png); circles are as large as steps are fast, relative to softmax.
-
-Only what the files hold is drawn; nothing is taken from the paper.
+Only what the files hold is drawn; nothing is taken from the paper. Its Figures 1, 3 and 8, accuracy
+beside memory and speed, are in `lra_tasks.report --format=html`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,13 +21,11 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
-from lra_tasks import results
-from lra_tasks.console import set_up_logging
+from lra_tasks.console import set_up_logging, three_digits
+from lra_tasks.plotting import SOFTMAX, color, label, new_figure
 
 _OUT = flags.DEFINE_string('out', None, 'Directory for the figures; created if need be.')
-_RESULTS = flags.DEFINE_list('results', [], 'Directories of finished runs, for accuracies.')
 
-SOFTMAX = 'transformer'
 _GIB = 2**10  # In MiB.
 
 
@@ -114,7 +109,7 @@ def crossover(points: Sequence[Point]) -> Any:
   if len({point.length for point in points}) < 2:
     return None
   names = ('forward', 'forward + backward')
-  figure, axes = _figure(len(names), sharey=True)
+  figure, axes = new_figure(len(names), sharey=True)
   for axis, name in zip(axes, names, strict=True):
     for series, line in _by_series(points).items():
       lengths = [p.length for p in line]
@@ -135,7 +130,7 @@ def memory_over_length(points: Sequence[Point]) -> Any:
   points = [point for point in points if point.what == 'step']
   if len({point.length for point in points}) < 2:
     return None
-  figure, (axis,) = _figure(1)
+  figure, (axis,) = new_figure(1)
   for series, line in _by_series(points).items():
     memory = [p.values['step, whole memory'] / _GIB for p in line]
     axis.plot([p.length for p in line], memory, **_style(series))
@@ -154,46 +149,15 @@ def memory_over_tasks(points: Sequence[Point]) -> Any:
   if len(tasks) < 2:
     return None
   groups = _by_series(points)
-  figure, (axis,) = _figure(1)
+  figure, (axis,) = new_figure(1)
   width = 0.8 / len(groups)
   for i, (series, line) in enumerate(groups.items()):
     places = [tasks.index(p.task) + (i - len(groups) / 2 + 0.5) * width for p in line]
     memory = [p.values['step, whole memory'] / _GIB for p in line]
-    axis.bar(places, memory, width, label=_label(series), color=_style(series)['color'])
+    axis.bar(places, memory, width, label=label(series), color=color(series.partition(' ')[0]))
   axis.set_xticks(range(len(tasks)), tasks)
   axis.set_ylabel('memory of a training step, GiB')
   figure.legend(loc='outside right upper')
-  return _signed(figure, points)
-
-
-def accuracy_and_memory(points: Sequence[Point], runs: Sequence[results.Run], task: str) -> Any:
-  """Return accuracy over memory, circles for speed: Figure 3 (ListOps: Figure 8)."""
-  points = [p for p in _longest(points) if p.what == 'step' and p.task == task]
-  accuracies: dict[str, list[float]] = {}
-  errors: dict[str, float] = {}
-  for run in runs:
-    if run.task == task and run.split == 'test':
-      accuracies.setdefault(run.model, []).append(run.accuracy)
-      errors[run.model] = 100 * (run.accuracy * (1 - run.accuracy) / run.examples) ** 0.5
-  points = [point for point in points if point.series in accuracies]
-  softmax = [p.values['examples'] for p in points if p.series == SOFTMAX]
-  if len(points) < 2:
-    return None
-  reference = softmax[0] if softmax else min(p.values['examples'] for p in points)
-  figure, (axis,) = _figure(1)
-  for point in points:
-    accuracy = 100 * statistics.mean(accuracies[point.series])
-    memory = point.values['step, whole memory'] / _GIB
-    speed = point.values['examples'] / reference
-    color = _style(point.series)['color']
-    axis.scatter(accuracy, memory, s=150 * speed, color=color, alpha=0.6)
-    # The standard error of one run on so many examples.
-    axis.errorbar(accuracy, memory, xerr=errors[point.series], color=color, linewidth=1)
-    text = f'{_label(point.series)}\n{speed:.1f} ×'
-    axis.annotate(text, (accuracy, memory), ha='center', va='bottom')
-  axis.margins(0.25)
-  axis.set(xlabel='test accuracy, %', ylabel='memory of a training step, GiB', title=task)
-  axis.grid(alpha=0.3)
   return _signed(figure, points)
 
 
@@ -228,45 +192,25 @@ def speed_table(points: Sequence[Point]) -> str | None:
     speeds = [_relative(at.get(n), base.get(n), lambda p: 1e3 / p.values['step']) for n in lengths]
     memory = lambda p: p.values['step, whole memory'] / _GIB
     memories = [_relative(at.get(n), base.get(n), memory) for n in lengths]
-    lines.append(f'| {" | ".join([_label(series), *speeds, *memories])} |')
+    lines.append(f'| {" | ".join([label(series), *speeds, *memories])} |')
   return '\n'.join(lines) + '\n'
 
 
 def _relative(point: Point | None, base: Point | None, value: Any) -> str:
   if point is None:
     return '–'
-  number = value(point)
-  text = f'{number:,.0f}' if number >= 100 else f'{number:.3g}'
+  text = three_digits(value(point))
   return text if base is None else f'{text} ({value(point) / value(base):.2f})'
 
 
 # How figures look.
-
-_COLORS = {
-  'gmm_rks': '#1f77b4', 'gmm_prf': '#17becf', 'fastfood_rks': '#2ca02c', 'fastfood_prf': '#98df8a',
-  'generative_rks': '#9467bd', 'generative_prf': '#c5b0d5', SOFTMAX: '#d62728',
-  'performer': '#ff7f0e', 'linear_transformer': '#8c564b',
-}  # fmt: skip
-
-
-def _label(series: str) -> str:
-  return 'softmax' if series == SOFTMAX else series
 
 
 def _style(series: str) -> dict[str, Any]:
   """Return the same look for the same model in all figures."""
   model, _, program = series.partition(' ')
   line = '--' if program else '-'
-  color = _COLORS.get(model, '#7f7f7f')
-  return {'label': _label(series), 'color': color, 'linestyle': line, 'marker': '.'}
-
-
-def _figure(columns: int, **options: Any) -> tuple[Any, Any]:
-  # Here and not above: the extra `plots` has it, and only drawing needs it.
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(4.6 * columns + 1.8, 4.2), dpi=120, layout='constrained')
-  return figure, figure.subplots(1, columns, squeeze=False, **options)[0]
+  return {'label': label(series), 'color': color(model), 'linestyle': line, 'marker': '.'}
 
 
 def _short(length: int) -> str:
@@ -280,7 +224,7 @@ def _signed(figure: Any, points: Sequence[Point]) -> Any:
   return figure
 
 
-def draw(points: Sequence[Point], runs: Sequence[results.Run], out: str) -> list[Path]:
+def draw(points: Sequence[Point], out: str) -> list[Path]:
   """Write every figure and table that the points make; return their files.
 
   Raises:
@@ -293,16 +237,12 @@ def draw(points: Sequence[Point], runs: Sequence[results.Run], out: str) -> list
     figures |= {
       f'crossover_{task}': crossover(own),
       f'memory_over_length_{task}': memory_over_length(own),
-      f'accuracy_and_memory_{task}': accuracy_and_memory(own, runs, task),
     }
     tables[f'speed_{task}'] = speed_table(own)
   figures = {name: figure for name, figure in figures.items() if figure is not None}
   tables = {name: table for name, table in tables.items() if table is not None}
   if not figures and not tables:
-    raise ValueError(
-      'nothing to draw: a figure needs two lengths or two tasks of one kind, or --results for two '
-      'models that were measured with --what=step'
-    )
+    raise ValueError('nothing to draw: a figure needs two lengths or two tasks of one kind')
   directory = Path(out)
   directory.mkdir(parents=True, exist_ok=True)
   written = []
@@ -322,8 +262,7 @@ def main(argv: Sequence[str]) -> int:
   try:
     if len(argv) < 2 or _OUT.value is None:
       raise ValueError('name --out and at least one file of the benchmark; --help tells more')
-    runs = results.load_results(_RESULTS.value).runs if _RESULTS.value else ()
-    for path in draw(load(argv[1:]), runs, _OUT.value):
+    for path in draw(load(argv[1:]), _OUT.value):
       print(path)
   except ImportError as error:
     print(f'error: {error}; pip install matplotlib', file=sys.stderr)

@@ -40,8 +40,16 @@ class TrainState:
   sums: Sums
 
 
-def init_state(model: Model, optimizer: optax.GradientTransformation, *, seed: int) -> TrainState:
-  """Return the state before the first step, a function of the seed alone."""
+def init_state(
+  model: Model, optimizer: optax.GradientTransformation, *, seed: int | jax.Array
+) -> TrainState:
+  """Return the state before the first step, a function of the seed alone.
+
+  Args:
+    model: the classifier.
+    optimizer: of its parameters.
+    seed: in 0 .. 2**32 - 1; as an array (uint32) it leaves the compiled program the same.
+  """
   names = ('params', 'dropout', 'spectral', 'evaluation')
   keys = dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
   params = init_params(model, keys['params'], keys['spectral'])
@@ -175,6 +183,8 @@ def eval_step(
 ) -> Sums:
   """Return the sums of a batch over all devices, with label counts.
 
+  'accuracy_by_draw' [num_samples] has the correct answers of each draw.
+
   Args:
     state: its parameters and key 'evaluation' are used.
     batch: one device's part.
@@ -188,7 +198,9 @@ def eval_step(
     rngs = {'spectral': jax.random.fold_in(key, sample)}
     return _apply(model, state.params, batch, rngs=rngs)
 
-  sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.lax.map(one, jnp.arange(num_samples)))
+  draws = jax.lax.map(one, jnp.arange(num_samples))
+  sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), draws)
+  sums['accuracy_by_draw'] = draws['accuracy']
   classes = jax.nn.one_hot(batch['targets'], model.num_classes) * batch['weights'][:, None]
   sums['labels'] = jnp.sum(classes, axis=0) * num_samples
   return jax.lax.psum(sums, AXIS)

@@ -152,15 +152,17 @@ TASKS: dict[str, TaskSpec] = {
 }
 
 
+# Where prepared data sets are kept by default.
+DATA_DIR = '~/.cache/kl_flax/data'
+
+
 def define_data_flags(flag_values: flags.FlagValues) -> None:
   """Define the flags that say which data a command is about."""
   define = lambda name, default, text: flags.DEFINE_string(
     name, default, text, flag_values=flag_values
   )
   define('task', None, f'The task, where no config names it: {", ".join(TASKS)}.')
-  define(
-    'data_dir', '~/.cache/kl_flax/data', 'Where prepared data sets are kept (or the raw ones lie).'
-  )
+  define('data_dir', DATA_DIR, 'Where prepared data sets are kept (or the raw ones lie).')
   define('source', None, 'Directory or archive of the raw data, if not in data_dir.')
   define('task_name', None, "LRA's name of the data set within the task.")
 

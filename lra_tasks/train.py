@@ -15,15 +15,24 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
 from kl_flax.models import get_row, make_classifier
-from lra_tasks import configuration, datasets, parallel, pipeline, rundir, steps, tasks
+from lra_tasks import (
+  configuration,
+  datasets,
+  optimizer,
+  parallel,
+  pipeline,
+  rundir,
+  steps,
+  tasks,
+)
 from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.console import set_up_logging
 from lra_tasks.loop import Loop, NonFiniteLossError, evaluate
-from lra_tasks.optimizer import make_optimizer, make_schedule
 from lra_tasks.run_log import RunLog, write_json
 from lra_tasks.tasks import get_task
 
@@ -100,12 +109,9 @@ def train(
       fields = fields | {'dtype': dtype}
     arguments = configuration.model_arguments(fields, builder.num_classes)
     model = make_classifier(**arguments)
-    schedule = make_schedule(**{name: fields[name] for name in configuration.SCHEDULE_FIELDS})
-    optimizer = make_optimizer(
-      schedule, weight_decay=fields['weight_decay'], grad_clip_norm=fields['grad_clip_norm']
-    )
-    init = functools.partial(steps.init_state, model, optimizer, seed=fields['random_seed'])
-    state = jax.jit(init)()
+    schedule, adamw = optimizer.of_config(fields)
+    init = jax.jit(functools.partial(steps.init_state, model, adamw))
+    state = init(seed=np.uint32(fields['random_seed']))
 
     # The run's directory, and what lies there.
     description = rundir.describe(fields, arguments, spec, builder, from_source=source is not None)
@@ -133,7 +139,7 @@ def train(
     # Training.
     train_step = parallel.over_devices(
       functools.partial(
-        steps.train_step, model=model, optimizer=optimizer, resample_every=fields['resample_every']
+        steps.train_step, model=model, optimizer=adamw, resample_every=fields['resample_every']
       ),
       donate_state=True,
     )

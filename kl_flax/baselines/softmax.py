@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kl_flax.numerics import cuda_capability
+from kl_flax.numerics import cuda_capability, pad_axis
 
 
 class SoftmaxAttention(nn.Module):
@@ -75,53 +75,41 @@ def _largest_fused_width() -> int:
 
 
 def _fused_width(query, value) -> int:
-  """Return the head size with the coordinate of the mask, in eights."""
-  return -(-max(query.shape[3] + 1, value.shape[3]) // 8) * 8
+  """Return the head size in eights."""
+  return -(-max(query.shape[3], value.shape[3]) // 8) * 8
 
 
 def _fused(query, key, value, mask):
-  """Run cuDNN's kernel, which wants even lengths, head sizes in eights and no L×1 mask.
+  """Run cuDNN's kernel, which wants even lengths and head sizes in eights.
 
-  So lengths and sizes are padded where need be. Keys that are valid up to a length, as padded
-  sequences are, go as lengths, and what lies behind is skipped; any other mask becomes one more
-  coordinate of queries and keys.
+  Of masks it takes lengths, behind which it skips everything, or else L×L biases. The order of keys
+  is free: so those that are valid go to the front, whatever the mask.
   """
-  if mask is None:
-    return _cudnn(query, key, value)
-  mask = mask[:, 0, 0]
-  lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
-  is_prefix = jnp.all(mask == (jnp.arange(mask.shape[1]) < lengths[:, None]))
-  by_lengths = lambda *arrays: _cudnn(*arrays, lengths=jnp.maximum(lengths, 1))
-  by_coordinate = lambda *arrays: _cudnn_with_coordinate(*arrays, mask)
-  return jax.lax.cond(is_prefix, by_lengths, by_coordinate, query, key, value)
-
-
-def _cudnn(query, key, value, *, scale=None, lengths=None):
-  """Attend to the keys up to `lengths`, int32[b]; by default to all."""
   (_, length, _, head_dim), value_dim = query.shape, value.shape[3]
-  if lengths is None and key.shape[1] % 8:
+  lengths = None
+  if mask is not None:
+    mask = mask[:, 0, 0]
+    key, value = (_valid_first(x, mask) for x in (key, value))
+    lengths = jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.int32), 1)
+  elif key.shape[1] % 8:
     lengths = jnp.full(key.shape[0], key.shape[1], jnp.int32)
-  width = -(-max(head_dim, value_dim) // 8) * 8
+  width = _fused_width(query, value)
   out = jax.nn.dot_product_attention(
-    *(_pad(x, width) for x in (query, key, value)),
+    *(pad_axis(pad_axis(x, 1, 8), 3, width) for x in (query, key, value)),
     key_value_seq_lengths=lengths,
-    scale=head_dim**-0.5 if scale is None else scale,
+    scale=head_dim**-0.5,
     implementation='cudnn',
   )
   return out[:, :length, :, :value_dim]
 
 
-def _cudnn_with_coordinate(query, key, value, mask):
-  """Attend to the keys where the mask is True."""
-  head_dim = query.shape[3]
-  # exp(−30,000 / D^(1/2)) is 0, and −30,000 is finite, in both 16-bit types.
-  penalty = jnp.broadcast_to(jnp.where(mask, 0, -30_000)[:, :, None, None], (*key.shape[:3], 1))
-  query = jnp.concatenate([query, jnp.ones((*query.shape[:3], 1), query.dtype)], axis=-1)
-  key = jnp.concatenate([key, penalty.astype(key.dtype)], axis=-1)
-  return _cudnn(query, key, value, scale=head_dim**-0.5)
-
-
-def _pad(x, width):
-  """Pad [b, l, h, d] with zeros to a length in eights and to the width."""
-  missing = -x.shape[1] % 8, width - x.shape[3]
-  return jnp.pad(x, ((0, 0), (0, missing[0]), (0, 0), (0, missing[1]))) if any(missing) else x
+def _valid_first(x, mask):
+  """Return [b, s, h, d] with the positions where the mask is True before the others."""
+  batch, length = mask.shape
+  rank = jnp.where(mask, jnp.cumsum(mask, axis=1), jnp.cumsum(~mask, axis=1)) - 1
+  rank += jnp.where(mask, 0, jnp.sum(mask, axis=1, keepdims=True))
+  example = jnp.arange(batch)[:, None]
+  hints = {'unique_indices': True, 'mode': 'promise_in_bounds'}  # Gradients need no atomics.
+  position = jnp.broadcast_to(jnp.arange(length), mask.shape)
+  order = jnp.zeros_like(position).at[example, rank].set(position, **hints)
+  return x.at[example, order].get(**hints)

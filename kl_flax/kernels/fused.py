@@ -1,4 +1,4 @@
-"""Kernel attention as one differentiable operation around the kernels of `kl_flax.kernels.hopper`.
+"""Kernel attention as one differentiable operation around the kernels for NVIDIA Hopper.
 
 What happens between the kernels is small, [b, h, m, d] and less, and left to XLA.
 """
@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kl_flax.kernels import hopper, padded_head_dim
-from kl_flax.kernels.hopper import LOG2E, NEVER, TILE, Plan, num_tiles
-from kl_flax.sums import NORM_FACTOR, FeatureMap, denominator_floor
+from kl_flax.kernels import backward, forward, padded_head_dim
+from kl_flax.kernels.tiles import LOG2E, NEVER, TILE, Plan, num_tiles, whole_length
+from kl_flax.numerics import floored, pad_axis
+from kl_flax.sums import NORM_FACTOR, FeatureMap, check_inputs, denominator_floor
 
 # Blocks that fit on the device at once, by guess; only the balance of the work depends on it.
 _SLOTS = 132 * 3
@@ -83,6 +84,7 @@ def fused_attention(
   Lengths that are no multiples of 8, and head sizes between those of the kernels, cost a copy of
   queries, keys and values.
   """
+  check_inputs(query, key, value, omega, features, key_mask, smoothing, log_weight)
   num_heads, m, head_dim = omega.shape
   omega = omega.astype(jnp.float32)
   if log_weight is None:
@@ -91,8 +93,8 @@ def fused_attention(
   if key_mask is None:
     key_mask = jnp.ones(key.shape[:2], bool)
   length, width = query.shape[1], padded_head_dim(head_dim)
-  query, key, value = (_pad(_pad(x, 1, 8), 3, width) for x in (query, key, value))
-  omega, key_mask = _pad(omega, 2, width), _pad(key_mask, 1, 8)
+  query, key, value = (pad_axis(pad_axis(x, 1, 8), 3, width) for x in (query, key, value))
+  omega, key_mask = pad_axis(omega, 2, width), pad_axis(key_mask, 1, 8)
   options = Options(features, smoothing, head_dim, interpret)
   out, stat = _attend(options, query, key, value, omega, log_weight, key_mask)
   out = out[:, :length, :, :head_dim]
@@ -100,16 +102,6 @@ def fused_attention(
     return out, None
   # The denominators are for looking at: they have no gradient.
   return out, jax.lax.stop_gradient(stat)[:, :, :length].swapaxes(1, 2)[..., None]
-
-
-def _pad(x, axis, multiple, value=0):
-  """Pad the end of an axis up to a multiple of a number."""
-  missing = -x.shape[axis] % multiple
-  if not missing:
-    return x
-  widths = [(0, 0)] * x.ndim
-  widths[axis] = (0, missing)
-  return jnp.pad(x, widths, constant_values=value)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -121,14 +113,14 @@ def _forward(options, query, key, value, omega, log_weight, key_mask):
   batch, length, heads, dim = query.shape
   m = omega.shape[1]
   # The temperature is folded into omega. Frequencies beyond the last count for nothing.
-  omega = _pad(omega * options.head_dim**-0.25, 1, TILE).astype(query.dtype)
+  omega = pad_axis(omega * options.head_dim**-0.25, 1, TILE).astype(query.dtype)
   rows = batch * heads * omega.shape[1] // TILE
   plan = options.plan(rows, key.shape[1])
   bias = _bias(options, key, key_mask, plan)
-  state, norm, peak = hopper.sum_keys(key, value, omega, bias, plan=plan)
+  state, norm, peak = forward.sum_keys(key, value, omega, bias, plan=plan)
   valid = jnp.any(key_mask, axis=1).astype(jnp.float32)[:, None, None, None, None]
   if options.fourier:
-    weight = _pad(jnp.exp(log_weight), 1, TILE)[:, None]
+    weight = pad_axis(jnp.exp(log_weight), 1, TILE)[:, None]
     state, norm = state.sum(axis=2) * weight[..., None], norm.sum(axis=2) * weight
     lse = None
   else:
@@ -137,10 +129,10 @@ def _forward(options, query, key, value, omega, log_weight, key_mask):
     norm = jnp.sum(norm * decay, axis=2)
     state = valid * jnp.sum(state * decay[..., None], axis=2) / norm[..., None]
     lse = highest + jnp.log2(norm)
-    norm = lse + _pad(log_weight * LOG2E, 1, TILE, NEVER)[:, None]
+    norm = lse + pad_axis(log_weight * LOG2E, 1, TILE, NEVER)[:, None]
   base = _base(options, value, key_mask, m) if options.fourier else None
   floor = denominator_floor(options.features, m)
-  out, stat = hopper.mix_queries(
+  out, stat = forward.mix_queries(
     query,
     omega,
     state.astype(query.dtype),
@@ -154,15 +146,15 @@ def _forward(options, query, key, value, omega, log_weight, key_mask):
 
 
 def _bias(options, key, key_mask, plan):
-  """Return what `hopper.sum_keys` wants beside keys and values: float32 [b, h, L]."""
-  whole = num_tiles(key.shape[1], plan.splits) * plan.splits * TILE
+  """Return what `forward.sum_keys` wants beside keys and values: float32 [b, h, L]."""
+  whole = whole_length(key.shape[1], plan.splits)
   if options.fourier:
-    weight = _pad(key_mask.astype(jnp.float32), 1, whole)
+    weight = pad_axis(key_mask.astype(jnp.float32), 1, whole)
     return jnp.broadcast_to(weight[:, None], (key.shape[0], key.shape[2], whole))
   norm = jnp.sum(jnp.square(key.astype(jnp.float32)), axis=-1)
   bias = -LOG2E * options.norm_factor * norm
   bias = jnp.where(key_mask[:, :, None], bias, NEVER)
-  return _pad(bias, 1, whole, NEVER).swapaxes(1, 2)
+  return pad_axis(bias, 1, whole, NEVER).swapaxes(1, 2)
 
 
 def _base(options, value, key_mask, m):
@@ -187,16 +179,18 @@ def _backward(options, residuals, cotangents):
   rows = options.plan(batch * heads * padded // TILE, length)
   scale, shift, base = _row_terms(options, grad, out, stat, m)
   # Kernels cut the length in different ways, but beyond its end no query may count in any of them.
-  missing = max(0, num_tiles(length, rows.splits) * rows.splits * TILE - stat.shape[2])
+  missing = max(0, whole_length(length, rows.splits) - stat.shape[2])
   extend = lambda x, value: jnp.pad(x, ((0, 0), (0, 0), (0, missing)), constant_values=value)
   scale, shift = extend(scale, 0.0 if options.fourier else -NEVER), extend(shift, 0.0)
   inputs = (query, grad, omega, state.astype(query.dtype), norm, scale, shift)
-  d_query = hopper.query_gradient(*inputs, plan=options.plan(batch * heads, length))
-  d_state, d_norm, d_omega = (jnp.sum(x, axis=2) for x in hopper.state_gradient(*inputs, plan=rows))
+  d_query = backward.query_gradient(*inputs, plan=options.plan(batch * heads, length))
+  d_state, d_norm, d_omega = (
+    jnp.sum(x, axis=2) for x in backward.state_gradient(*inputs, plan=rows)
+  )
   inner = jnp.sum(d_state * state, axis=-1)
   if options.fourier:
     d_log_weight = jnp.sum(inner + d_norm * norm, axis=(0, 2))
-    weight = _pad(jnp.exp(log_weight), 1, TILE)[:, None]
+    weight = pad_axis(jnp.exp(log_weight), 1, TILE)[:, None]
     d_state, d_norm = d_state * weight[..., None], d_norm * weight
   else:
     d_log_weight = jnp.sum(d_norm, axis=(0, 2))
@@ -208,20 +202,20 @@ def _backward(options, residuals, cotangents):
   inputs = (key, value, omega, d_state.astype(key.dtype), d_norm, lse, bias)
   slope_norm = 0.0 if options.fourier else 2 * options.norm_factor
   plan = options.plan(batch * heads, length)
-  d_key, d_value = hopper.key_gradient(*inputs, base, slope_norm=slope_norm, plan=plan)
-  d_omega_k = jnp.sum(hopper.omega_gradient(*inputs, plan=rows), axis=(0, 2))
+  d_key, d_value = backward.key_gradient(*inputs, base, slope_norm=slope_norm, plan=plan)
+  d_omega_k = jnp.sum(backward.omega_gradient(*inputs, plan=rows), axis=(0, 2))
   d_omega = (jnp.sum(d_omega, axis=0) + d_omega_k)[:, :m] * options.head_dim**-0.25
   return d_query, d_key, d_value, d_omega, d_log_weight[:, :m], None
 
 
 def _row_terms(options, grad, out, stat, m):
-  """Return what `hopper.query_gradient` wants of each query, and what goes to every value."""
+  """Return what `backward.query_gradient` wants of each query, and what goes to every value."""
   product = jnp.einsum('blhd,blhd->bhl', grad, out, preferred_element_type=jnp.float32)
-  product = _pad(product, 2, stat.shape[2])
+  product = pad_axis(product, 2, stat.shape[2])
   if not options.fourier:
     return stat, product, None
   floor = denominator_floor(options.features, m)
-  scale = 1 / hopper.floored(stat, floor)
+  scale = 1 / floored(stat, floor)
   shift = jnp.where(jnp.abs(stat) < floor, 0, -scale * product)
   weight = scale[:, :, : grad.shape[1]].astype(grad.dtype)
   base = jnp.einsum('blhd,bhl->bhd', grad, weight, preferred_element_type=jnp.float32)

@@ -17,8 +17,9 @@ from jaxlib.mlir import ir
 
 from kl_flax import kernels
 from kl_flax.attention import KernelAttention, kernel_attention
-from kl_flax.kernels import fused, hopper, kernel_info, shared_memory
+from kl_flax.kernels import fused, kernel_info, shared_memory
 from kl_flax.kernels.fused import choose_splits, fused_attention
+from kl_flax.kernels.tiles import whole_length
 from kl_flax.naive import naive_kernel_attention
 from kl_flax.numerics import cuda_capability
 from kl_flax.spectral import GaussianMixture
@@ -488,7 +489,7 @@ def test_splits_are_the_cheapest_there_are(blocks, length, slots):
   splits = choose_splits(blocks, length, slots)
   tiles = -(-length // 64)
   assert 1 <= splits <= tiles
-  assert hopper.num_tiles(length, splits) * splits * 64 >= length  # Nothing is left out.
+  assert whole_length(length, splits) >= length  # Nothing is left out.
   costs = [cost(blocks, length, s, slots) for s in range(1, min(tiles, slots) + 1)]
   assert cost(blocks, length, splits, slots) == min(costs)
   if blocks >= slots and blocks % slots == 0:

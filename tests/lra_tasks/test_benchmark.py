@@ -349,3 +349,20 @@ def test_implementations_that_are_one_program_are_measured_once(capsys):
 def test_a_file_that_cannot_be_written_is_told_before(capsys, tmp_path):
   code, _, err = run(capsys, '--what=op', TINY, f'--out={tmp_path}/none/x.json', *SHORT)
   assert (code, 'its directory does not exist' in err) == (1, True)
+
+
+def test_what_was_measured_is_kept_when_the_command_dies(monkeypatch, tmp_path):
+  original, calls = speed._measure_op, []
+
+  def measure(*arguments, **options):
+    calls.append(arguments)
+    if len(calls) == 2:
+      raise KeyboardInterrupt
+    return original(*arguments, **options)
+
+  monkeypatch.setattr(speed, '_measure_op', measure)
+  out = tmp_path / 'op.json'
+  arguments = ['--what=op', TINY, '--lengths=8,16', f'--out={out}', *SHORT]
+  with pytest.raises(KeyboardInterrupt):
+    benchmark.main(*parse(*arguments))
+  assert [case['max_length'] for case in json.loads(out.read_text())['cases']] == [8]

@@ -60,3 +60,23 @@ def test_a_run_knows_that_its_data_was_named(tmp_path):
     rundir.check_source(str(tmp_path), None)
   (tmp_path / 'config.json').write_text('{"dataset": "image/x/1.0.0"}')  # As earlier versions did.
   rundir.check_source(str(tmp_path), None)
+
+
+def test_results_tell_draws_apart():
+  about = {
+    'task': 't', 'dataset': 'd', 'comparable': True, 'validation_is_test': False, 'parameters': 2,
+    'base_parameters': 4, 'device': 'x', 'config_id': 'c', 'git_revision': None, 'versions': {},
+    'config': {'model_type': 'm', 'preset': 'p', 'random_seed': 3},
+  }  # fmt: skip
+  sums = {
+    'loss': np.array(16.0), 'accuracy': np.array(9.0), 'weight': np.array(16.0),
+    'accuracy_by_draw': np.array([1.0, 2.0, 3.0, 3.0]), 'labels': np.array([12.0, 4.0]),
+  }  # fmt: skip
+  options = {'split': 'test', 'steps': 5, 'best_step': None}
+  found = rundir.results(about, sums, [], eval_samples=4, **options)
+  assert (found['examples'], found['accuracy'], found['loss']) == (4, 9 / 16, 1.0)
+  assert found['accuracy_of_one_draw'] == 0.25
+  assert found['accuracy_sd_of_draws'] == pytest.approx(np.sqrt(2.75 / 3) / 4)  # Of 1, 2, 3, 3.
+  sums |= {'accuracy_by_draw': np.array([9.0])}
+  found = rundir.results(about, sums, [], eval_samples=1, **options)
+  assert (found['accuracy_of_one_draw'], found['accuracy_sd_of_draws']) == (9 / 16, None)

@@ -5,7 +5,7 @@ import sys
 import pytest
 from run_helpers import ROOT
 
-from lra_tasks import results, speed_plots
+from lra_tasks import speed_plots
 
 WHERE = 'a device, jax 0.0'
 
@@ -96,24 +96,6 @@ def test_memory_over_tasks_takes_the_longest_sequences(tmp_path, step_file):
   assert sorted(bar.get_height() for bar in axis.patches) == [0.5, 4, 16]
 
 
-def test_accuracy_and_memory_has_circles_as_large_as_steps_are_fast(step_file):
-  def run(model, accuracy):
-    values = dict.fromkeys(results.Run.__dataclass_fields__)
-    values |= {'model': model, 'accuracy': accuracy, 'task': 'text', 'split': 'test'}
-    return results.Run(**values | {'examples': 2500})
-
-  points = [p for p in speed_plots.load([step_file]) if p.length <= 2048]
-  runs = [run('gmm_prf', 0.6), run('gmm_prf', 0.7), run('transformer', 0.5), run('rks', 0.1)]
-  (axis,) = speed_plots.accuracy_and_memory(points, runs, 'text').axes
-  circles = [
-    (*circle.get_offsets()[0], circle.get_sizes()[0])
-    for circle in axis.collections
-    if hasattr(circle, 'get_sizes')
-  ]
-  assert circles == [pytest.approx((65, 2, 600)), pytest.approx((50, 16, 150))]
-  assert speed_plots.accuracy_and_memory(points, runs, 'listops') is None
-
-
 def test_speed_table_is_relative_to_softmax(step_file):
   lines = speed_plots.speed_table(speed_plots.load([step_file])).splitlines()
   assert WHERE in lines[0]
@@ -164,4 +146,4 @@ def test_what_was_measured_differently_is_not_drawn_together(tmp_path, op_file):
 def test_too_little_to_draw_is_an_error(tmp_path):
   path = write(tmp_path / 'op.json', 'op', [('gmm_prf', 8, op(1.0))])
   with pytest.raises(ValueError, match='a figure needs two lengths or two tasks'):
-    speed_plots.draw(speed_plots.load([path]), (), str(tmp_path / 'out'))
+    speed_plots.draw(speed_plots.load([path]), str(tmp_path / 'out'))

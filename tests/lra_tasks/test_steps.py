@@ -120,11 +120,15 @@ def test_evaluation_averages_over_independent_draws():
     n: run(mapped(steps.eval_step, 1, model=model, num_samples=n), state, batch, 1) for n in (1, 3)
   }
   key = jax.random.wrap_key_data(state.keys['evaluation'])
-  losses = []
+  losses, correct = [], []
   for sample in range(3):
     rngs = {'spectral': jax.random.fold_in(key, sample)}
     logits = forward(model, state.params, batch, rngs)
-    losses.append(jax.jit(steps.example_sums)(logits, batch)['loss'])
+    of_draw = jax.jit(steps.example_sums)(logits, batch)
+    losses.append(of_draw['loss'])
+    correct.append(of_draw['accuracy'])
+  np.testing.assert_array_equal(sums[3]['accuracy_by_draw'], correct)
+  np.testing.assert_array_equal(sums[1]['accuracy_by_draw'], correct[:1])
   assert sums[1]['loss'] == pytest.approx(float(losses[0]), rel=1e-5)
   assert sums[3]['loss'] == pytest.approx(float(sum(losses)), rel=1e-5)
   assert len({float(x) for x in losses}) == 3
@@ -143,7 +147,7 @@ def test_running_sums_accumulate():
 
 def test_state_is_a_function_of_the_seed():
   model, optimizer, state = make()
-  init = jax.jit(functools.partial(steps.init_state, model, optimizer), static_argnames='seed')
+  init = jax.jit(functools.partial(steps.init_state, model, optimizer))
   jax.tree.map(np.testing.assert_array_equal, state, init(seed=0))
   other = init(seed=1)
   assert np.any(other.keys['dropout'] != state.keys['dropout'])

@@ -1,0 +1,40 @@
+"""How figures look: the same model has the same colour in all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SOFTMAX = 'transformer'
+_COLORS = {
+  'gmm_rks': '#1f77b4', 'gmm_prf': '#17becf', 'fastfood_rks': '#2ca02c', 'fastfood_prf': '#98df8a',
+  'generative_rks': '#9467bd', 'generative_prf': '#c5b0d5', SOFTMAX: '#d62728',
+  'performer': '#ff7f0e', 'linear_transformer': '#8c564b', 'prf': '#bcbd22', 'rks': '#7f7f7f',
+}  # fmt: skip
+# Of models without a colour of their own.
+_OTHERS = ('#e377c2', '#aec7e8', '#ffbb78', '#ff9896', '#c49c94', '#f7b6d2', '#dbdb8d', '#9edae5')
+
+
+def label(model: str) -> str:
+  """Return what a model is called in a figure.
+
+  >>> label('transformer')
+  'softmax'
+  """
+  return 'softmax' if model == SOFTMAX else model
+
+
+def color(model: str) -> str:
+  """Return the colour of a model, '#rrggbb'."""
+  return _COLORS.get(model) or _OTHERS[sum(map(ord, model)) % len(_OTHERS)]
+
+
+def new_figure(columns: int = 1, width: float = 4.6, height: float = 4.2, **options: Any) -> Any:
+  """Return a figure with room for a legend on its right, and its axes in a row.
+
+  Raises:
+    ImportError: without matplotlib, which the extra `plots` has.
+  """
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(width * columns + 1.8, height), dpi=120, layout='constrained')
+  return figure, figure.subplots(1, columns, squeeze=False, **options)[0]

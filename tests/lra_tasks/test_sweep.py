@@ -1,0 +1,292 @@
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from absl import flags
+from run_helpers import ROOT, environment
+
+from lra_tasks import sweep
+from lra_tasks.sweep import Sweep, make_jobs
+
+CONFIGS = str(ROOT / 'configs')
+
+# Stands for the training command: what it does goes by the model.
+TRAINER = """
+import json, os, pathlib, signal, sys, time
+flags = dict(argument[2:].split('=', 1) for argument in sys.argv[1:])
+folder = pathlib.Path(flags['model_dir'])
+setting = json.loads(pathlib.Path(os.environ['SETTING']).read_text())
+with open(os.environ['CALLS'], 'a') as file:
+  file.write(json.dumps(sys.argv[1:]) + '\\n')
+fields = setting['fields'][str(folder.relative_to(setting['runs']))]
+if fields['model_type'] == 'prf':
+  sys.exit(1)
+(folder / 'config.json').write_text(json.dumps({'config': fields}))
+if fields['model_type'] == 'rks' and not (folder / 'metrics.jsonl').exists():
+  stopped = []
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: stopped.append(number))
+  (folder / 'ready').touch()
+  while not stopped:
+    time.sleep(0.01)
+  (folder / 'metrics.jsonl').write_text(json.dumps({'step': 7}) + '\\n')
+  sys.exit(130 if stopped[0] == signal.SIGINT else 0)
+(folder / 'metrics.jsonl').write_text(json.dumps({'step': 9}) + '\\n')
+result = setting['result'] | {'model': fields['model_type'], 'steps': fields['num_train_steps']}
+(folder / 'results.json').write_text(json.dumps(result))
+"""
+RESULT = {
+  'task': 'listops', 'dataset': 'listops/x/1.0.0', 'comparable': True, 'preset': 'tiny',
+  'split': 'test', 'accuracy': 0.375, 'examples': 8, 'majority_class': 0.25, 'seed': 0,
+  'validation_is_test': False, 'eval_samples': 1, 'parameters': 10, 'base_parameters': 10,
+  'steps_per_second': 1.0, 'peak_memory_bytes': None, 'device': '1 x cpu', 'config_id': 'c',
+  'git_revision': None,
+}  # fmt: skip
+
+
+class Trial:
+  """A folder of runs, and the trainer above."""
+
+  def __init__(self, path, monkeypatch):
+    self.runs, self._path = path / 'runs', path
+    self._script, self._calls = path / 'trainer.py', path / 'calls'
+    self._script.write_text(TRAINER)
+    monkeypatch.setenv('SETTING', str(path / 'setting.json'))
+    monkeypatch.setenv('CALLS', str(self._calls))
+
+  def sweep(self, jobs, **options):
+    fields = {job.name: job.fields() | {'dtype': 'bfloat16'} for job in jobs}
+    setting = {'fields': fields, 'result': RESULT, 'runs': str(self.runs)}
+    (self._path / 'setting.json').write_text(json.dumps(setting))
+    command = (sys.executable, '-S', str(self._script))
+    return Sweep(jobs, runs=str(self.runs), command=command, **options)
+
+  def states(self, jobs, **options):
+    return [outcome.state for outcome in self.sweep(jobs, **options).run().values()]
+
+  def calls(self):
+    """Models that were trained since this was asked last."""
+    lines = self._calls.read_text().splitlines() if self._calls.exists() else []
+    self._calls.unlink(missing_ok=True)
+    return [json.loads(line)[0].partition(':')[2].partition(',')[0] for line in lines]
+
+
+@pytest.fixture
+def trial(tmp_path, monkeypatch):
+  monkeypatch.setattr(sweep, '_START', 0)
+  return Trial(tmp_path, monkeypatch)
+
+
+def jobs_of(*models, seeds=(0,), **options):
+  return make_jobs(['listops'], models, seeds, preset='tiny', configs=CONFIGS, **options)
+
+
+def test_jobs_take_one_seed_of_everything_first():
+  jobs = make_jobs(['listops', 'text'], ['gmm_prf', 'transformer'], [3, 1], configs=CONFIGS)
+  assert [job.name for job in jobs] == [
+    'listops/gmm_prf_paper_seed3', 'listops/transformer_lra_seed3',
+    'text/gmm_prf_paper_seed3', 'text/transformer_lra_seed3',
+    'listops/gmm_prf_paper_seed1', 'listops/transformer_lra_seed1',
+    'text/gmm_prf_paper_seed1', 'text/transformer_lra_seed1',
+  ]  # fmt: skip
+  assert jobs[0].flags() == [
+    f'--config={CONFIGS}/listops.py:gmm_prf,paper',
+    '--config.random_seed=3',
+  ]
+  assert jobs[0].fields()['random_seed'] == 3
+
+
+def test_changes_are_in_names_flags_and_fields():
+  changes = ['learning_rate=0.25', 'attention.tied=false', 'attention.num_frequencies=24']
+  (job,) = jobs_of('gmm_prf', changes=changes)
+  name = 'learning_rate=0.25_attention.tied=false_attention.num_frequencies=24'
+  assert job.name == f'listops/gmm_prf_tiny_{name}_seed0'
+  assert job.flags()[2:] == [f'--config.{change}' for change in changes]
+  fields = job.fields()
+  assert (fields['learning_rate'], fields['preset']) == (0.25, 'tiny*')
+  assert (fields['attention']['tied'], fields['attention']['num_frequencies']) == (False, 24)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'options', 'message'),
+  [
+    ((['listop'], ['gmm_prf'], [0]), {}, "unknown task 'listop'"),
+    ((['listops'], ['gmm'], [0]), {}, "unknown model_type 'gmm'"),
+    ((['listops'], ['gmm_prf'], [-1]), {}, 'random_seed must be'),
+    ((['listops'], ['gmm_prf'], [0]), {'preset': 'papers'}, "unknown preset 'papers'"),
+    ((['listops'], ['gmm_prf'], [0]), {'changes': ['warmup']}, 'must be FIELD=VALUE'),
+    ((['listops'], ['gmm_prf'], [0]), {'changes': ['warm=3']}, "unknown config field 'warm'"),
+    ((['listops'], ['gmm_prf'], [0]), {'changes': ['warmup=x']}, 'warmup=.x.: '),
+    ((['listops'], ['gmm_prf'], [0]), {'changes': ['warmup=0']}, 'warmup must be'),
+    ((['listops'], ['gmm_prf'], [0]), {'changes': ['attention.tie=1']}, 'did you mean .tied.'),
+    ((['listops'], ['gmm_prf'], [0]), {'configs': 'nowhere'}, 'nowhere/listops.py does not exist'),
+  ],
+)
+def test_wrong_jobs_are_named(arguments, options, message):
+  with pytest.raises(ValueError, match=message):
+    make_jobs(*arguments, **{'configs': CONFIGS} | options)
+
+
+def test_finished_runs_are_skipped_and_failed_ones_tried_again(trial):
+  jobs = jobs_of('gmm_prf', 'prf', 'transformer')
+  assert trial.states(jobs) == ['finished', 'failed', 'finished']
+  assert trial.calls() == ['gmm_prf', 'prf', 'transformer']
+  found = trial.sweep(jobs).run()
+  assert trial.calls() == ['prf']
+  assert found[jobs[0]] == ('finished', '37.50 % on test')
+  text = sweep.render(found)
+  assert 'listops/prf_tiny_seed0          failed    with exit code 1, see above' in text
+  assert text.endswith('2 finished, 1 failed')
+
+
+def test_time_is_up(trial, monkeypatch):
+  jobs = jobs_of('gmm_prf', 'rks', 'transformer')
+  found = trial.sweep(jobs, deadline=time.monotonic() + 2).run()
+  assert [outcome.state for outcome in found.values()] == ['finished', 'stopped', 'waiting']
+  assert found[jobs[1]].remark == 'at step 7'
+  assert trial.calls() == ['gmm_prf', 'rks']
+  assert trial.states(jobs) == ['finished'] * 3
+  assert trial.calls() == ['rks', 'transformer']
+  # What would have no time to begin is not begun.
+  monkeypatch.setattr(sweep, '_START', 30)
+  more = jobs_of('linear_transformer')
+  assert trial.states(more, deadline=time.monotonic() + 20) == ['waiting']
+  assert trial.calls() == []
+
+
+def test_what_does_not_stop_is_killed(trial, monkeypatch):
+  monkeypatch.setattr(sweep, '_SAVING', 0.2)
+  script = 'import signal, time; signal.signal(signal.SIGTERM, lambda *_: 0); time.sleep(60)'
+  jobs = jobs_of('gmm_prf')
+  own = Sweep(
+    jobs,
+    runs=str(trial.runs),
+    deadline=time.monotonic() + 1,
+    command=(sys.executable, '-c', script),
+  )
+  start = time.monotonic()
+  assert own.run()[jobs[0]].state == 'waiting'
+  assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_signals_reach_the_run_and_end_the_sweep(trial, number):
+  jobs = jobs_of('rks', 'gmm_prf')
+  own = trial.sweep(jobs)
+  ready = trial.runs / jobs[0].name / 'ready'
+
+  def interrupt():
+    while not ready.exists():
+      time.sleep(0.01)
+    os.kill(os.getpid(), number)
+
+  threading.Thread(target=interrupt).start()
+  found = own.run()
+  assert own.interrupted
+  assert [outcome.state for outcome in found.values()] == ['stopped', 'waiting']
+  assert trial.calls() == ['rks']
+
+
+def test_small_files_are_kept_and_count_as_finished(trial, tmp_path):
+  kept = tmp_path / 'results'
+  jobs = jobs_of('gmm_prf', 'prf')
+  assert trial.states(jobs, results_dir=str(kept)) == ['finished', 'failed']
+  folder = kept / jobs[0].name
+  assert sorted(file.name for file in folder.iterdir()) == sorted(sweep.KEPT_FILES)
+  assert list(kept.rglob('results.json')) == [folder / 'results.json']
+  trial.calls()
+  elsewhere = Trial.__new__(Trial)
+  elsewhere.__dict__ |= vars(trial) | {'runs': tmp_path / 'other'}
+  assert elsewhere.states(jobs, results_dir=str(kept)) == ['finished', 'failed']
+  assert trial.calls() == ['prf']
+
+
+def test_another_run_in_the_way_stops_everything_at_the_start(trial):
+  first, second = jobs_of('gmm_prf', 'transformer')
+  trial.states([second])
+  trial.calls()
+  path = trial.runs / second.name / 'config.json'
+  config = json.loads(path.read_text())
+  config['config']['learning_rate'] = 7.0
+  path.write_text(json.dumps(config))
+  with pytest.raises(ValueError, match='transformer_tiny_seed0 holds another run.*\n.*7.0 there'):
+    trial.sweep([first, second]).run()
+  assert trial.calls() == []
+
+
+def test_sweeps_share_the_runs(trial):
+  jobs = jobs_of('gmm_prf', 'transformer')
+  folder = trial.runs / jobs[0].name
+  folder.mkdir(parents=True)
+  with open(folder / '.lock', 'w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    assert trial.states(jobs) == ['taken', 'finished']
+  assert trial.states(jobs) == ['finished'] * 2
+
+
+def run(capsys, *arguments):
+  """Exit code, output and errors of the command with these arguments."""
+  values = flags.FlagValues()
+  sweep.define_flags(values)
+  code = sweep.main(values(['sweep', f'--configs={CONFIGS}', *arguments]), values)
+  return code, *capsys.readouterr()
+
+
+@pytest.fixture(autouse=True)
+def _keep_logging(monkeypatch):
+  monkeypatch.setattr(sweep, 'set_up_logging', lambda: None)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ([], '--tasks is required, some of: listops'),
+    (['--tasks=listops', '--minutes=0'], '--minutes must be above 0, got 0'),
+    (['--tasks=listops', '--sources=text=x'], '--sources must be TASK=PATH with one of --tasks'),
+    (['--tasks=listops', '--sources=x'], 'got .x.'),
+    (['--tasks=listops', 'text'], 'unknown arguments: text'),
+  ],
+)
+def test_wrong_flags_are_named(capsys, arguments, message):
+  code, out, err = run(capsys, *arguments)
+  assert (code, out) == (1, '')
+  assert err.startswith('error: ')
+  assert re.search(message, err)
+
+
+def test_dry_run_runs_nothing(capsys, tmp_path):
+  code, out, _ = run(capsys, '--tasks=listops', '--dry_run', f'--runs={tmp_path}/runs')
+  assert code == 0
+  assert out.endswith(f'{len(sweep.MODELS)} waiting\n')
+  assert not (tmp_path / 'runs').exists()
+
+
+def test_models_are_trained(capsys, shared, tmp_path, monkeypatch):
+  for name, value in environment(devices=1).items():
+    monkeypatch.setenv(name, value)
+  arguments = [
+    '--tasks=listops', '--models=gmm_prf', '--preset=tiny', '--set=num_train_steps=4',
+    f'--runs={tmp_path}/runs', f'--results_dir={tmp_path}/results', f'--data_dir={shared}/data',
+  ]  # fmt: skip
+  code, out, _ = run(capsys, *arguments)
+  assert (code, out.splitlines()[-1]) == (0, '1 finished')
+  name = 'listops/gmm_prf_tiny_num_train_steps=4_seed0'
+  result = json.loads((tmp_path / 'results' / name / 'results.json').read_text())
+  assert (result['steps'], result['preset'], result['seed']) == (4, 'tiny*', 0)
+  assert run(capsys, *arguments, '--dry_run')[1] == out
+
+
+def test_the_sweep_itself_takes_no_device():
+  code = (
+    'from lra_tasks.sweep import make_jobs; from jax._src import xla_bridge\n'
+    f'make_jobs(["listops"], ["gmm_prf"], [0], configs={CONFIGS!r})\n'
+    'assert not xla_bridge.backends_are_initialized()'
+  )
+  subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=environment(), check=True)
