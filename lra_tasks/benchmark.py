@@ -35,7 +35,7 @@ from ml_collections import config_flags
 from kl_flax.models import get_row
 from lra_tasks import configuration, parallel, speed, tasks
 from lra_tasks.console import define_integers, set_up_logging, three_digits
-from lra_tasks.run_log import write_json
+from lra_tasks.files import write_json
 from lra_tasks.speed import Case, Measurements, Setting
 from lra_tasks.speed_input import measure_input
 from lra_tasks.speed_timing import Machine, Quantity, describe_machine, measure_machine

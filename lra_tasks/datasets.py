@@ -8,7 +8,6 @@ from __future__ import annotations
 import abc
 import array
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -30,7 +29,7 @@ from tensorflow_datasets.core import writer as tfds_writer
 from tensorflow_datasets.core.utils import tqdm_utils
 from tensorflow_datasets.proto import tf_example_pb2
 
-from lra_tasks import records, sources
+from lra_tasks import files, records, sources
 from lra_tasks.console import show_progress
 
 logger = logging.getLogger(__name__)
@@ -328,21 +327,14 @@ def _is_prepared(builder: Builder) -> bool:
   return True
 
 
-@contextlib.contextmanager
-def lock(directory: str) -> Iterator[None]:
+def lock(directory: str) -> contextlib.AbstractContextManager[None]:
   """Let one process of this machine at a time work in a directory, which is made if missing.
 
   Raises:
     OSError: if the directory cannot be written.
   """
-  os.makedirs(directory, exist_ok=True)
-  with open(os.path.join(directory, '.lock'), 'w') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      logger.info('Waiting for another process that prepares data in %s.', directory)
-      fcntl.flock(file, fcntl.LOCK_EX)
-    yield
+  waiting = 'Waiting for another process that prepares data in %s.'
+  return files.lock(directory, when_taken=lambda: logger.info(waiting, directory))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lra_tasks.run_log import read_json, read_records
+from lra_tasks.files import read_json
+from lra_tasks.run_log import read_records
 
 # Where a source's figures are shown.
 SOURCES = {

@@ -1,4 +1,4 @@
-"""What a run writes: metrics.jsonl, TensorBoard summaries, JSON files that are whole or absent."""
+"""What a run writes while it goes on: metrics.jsonl and TensorBoard summaries."""
 
 from __future__ import annotations
 
@@ -10,35 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   import numpy as np
-
-
-def write_json(path: str, value: Mapping[str, Any]) -> None:
-  """Write a file that is either whole or not there."""
-  temporary = f'{path}.tmp'
-  with open(temporary, 'w') as file:
-    json.dump(value, file, indent=2)
-    file.write('\n')
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
-
-
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-  """Return the object in a JSON file, or None if there is no such file.
-
-  Raises:
-    ValueError: naming the file, if it holds anything else.
-  """
-  if not os.path.exists(path):
-    return None
-  try:
-    with open(path, encoding='utf-8') as file:
-      value = json.load(file)
-  except ValueError as error:  # Not JSON, or not even UTF-8.
-    raise ValueError(f'{path}: damaged JSON: {error}') from error
-  if not isinstance(value, dict):
-    raise ValueError(f'{path}: expected a JSON object, got {type(value).__name__}')
-  return value
 
 
 def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +18,8 @@ import numpy as np
 import kl_flax
 from kl_flax.models import make_classifier
 from lra_tasks import configuration, parallel
-from lra_tasks.run_log import means, read_json, write_json
+from lra_tasks.files import lock, read_json, write_json
+from lra_tasks.run_log import means
 from lra_tasks.steps import count_parameters
 from lra_tasks.tasks import TaskSpec
 
@@ -28,6 +30,8 @@ _PACKAGES = (
 _IDENTITY = ('config', 'dataset', 'model')
 # ... but for fields that do not touch the parameters.
 _FREE = ('preset', 'eval_samples', 'save_checkpoints', 'restore_checkpoints', 'checkpoint_freq')
+# What may change while a run goes on.
+_SESSION = ('git_revision', 'versions', 'device', 'processes')
 # Two newest checkpoints, the best one, and the one being written.
 _CHECKPOINTS_ON_DISK = 4
 
@@ -76,24 +80,37 @@ def stored_dtype(model_dir: str) -> str | None:
   return description and description['model']['dtype']
 
 
-def check_source(model_dir: str, source: str | None) -> None:
-  """Refuse to look for the data of a run elsewhere than where it came from.
+def check_run(
+  model_dir: str, fields: Mapping[str, Any], source: str | None, *, resume: bool
+) -> None:
+  """Refuse a directory that cannot hold this run, as far as the config tells: before data is read.
+
+  Args:
+    model_dir: the run's directory.
+    fields: the resolved config.
+    source: raw data, as it was named.
+    resume: whether a run that lies there may be continued.
 
   Raises:
-    ValueError: if the run that lies there was given a --source, and now there is none.
+    ValueError: if it holds another run, or any run where `resume` is False; if the run that lies
+      there was given a `source`, and now there is none.
   """
-  description = read_json(os.path.join(model_dir, 'config.json')) or {}
-  if description.get('from_source') and source is None:
+  existing = read_json(os.path.join(model_dir, 'config.json'))
+  if existing is None:
+    return
+  _refuse(model_dir, config_difference(existing['config'], fields), resume)
+  if existing.get('from_source') and source is None:
     raise ValueError(
-      f'{model_dir} holds a run on {description["dataset"]}, whose data was named by --source: '
+      f'{model_dir} holds a run on {existing["dataset"]}, whose data was named by --source: '
       'give the same --source again, or another --model_dir'
     )
 
 
+@contextlib.contextmanager
 def open_run(
   model_dir: str, description: Mapping[str, Any], state: Any, *, resume: bool, write: bool = True
-) -> None:
-  """Make sure that the directory can hold this run, and write config.json.
+) -> Iterator[dict[str, Any]]:
+  """Have the directory for this run, until the end of the block, and write config.json.
 
   The first process decides for all.
 
@@ -104,37 +121,67 @@ def open_run(
     resume: whether a run that lies there may be continued.
     write: False where the run is only to be read.
 
+  Yields:
+    The contents of config.json, which tell of all processes that the run was made by.
+
   Raises:
-    ValueError: if it holds another run, or any run where `resume` is False.
+    ValueError: if it holds another run, or any run where `resume` is False, or one that is under
+      way in another process.
     OSError: if it cannot be written, or the disk has no room for the checkpoints.
   """
   problem = None
-  if parallel.is_primary():
-    try:
-      _check_identity(model_dir, description, resume)
-      if write:
-        _check_writable(model_dir, state)
-        write_json(os.path.join(model_dir, 'config.json'), description)
-    except (ValueError, OSError) as error:
-      problem = error
-  if not parallel.all_agree(problem is None):
-    raise problem or ValueError(f'--model_dir={model_dir} cannot be used; process 0 says why')
+  with contextlib.ExitStack() as stack:
+    if parallel.is_primary():
+      try:
+        existing = read_json(os.path.join(model_dir, 'config.json'))
+        if existing is not None:
+          _refuse(model_dir, _difference(existing, description), resume)
+        description = dict(description) | {'sessions': _sessions(existing, description)}
+        if write:
+          _check_writable(model_dir, state)
+          stack.enter_context(_hold(model_dir))
+          write_json(os.path.join(model_dir, 'config.json'), description)
+      except (ValueError, OSError) as error:
+        problem = error
+    if not parallel.all_agree(problem is None):
+      raise problem or ValueError(f'--model_dir={model_dir} cannot be used; process 0 says why')
+    yield dict(description)
 
 
-def _check_identity(model_dir: str, description: Mapping[str, Any], resume: bool) -> None:
-  existing = read_json(os.path.join(model_dir, 'config.json'))
+def _hold(model_dir: str) -> contextlib.AbstractContextManager[None]:
+  def refuse():
+    raise ValueError(f'{model_dir}: another process is at work on this run')
+
+  return lock(model_dir, when_taken=refuse)
+
+
+def _sessions(
+  existing: Mapping[str, Any] | None, description: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+  """Return what the run was made by: one entry, or more if it was continued by something else."""
+  ours = {name: description[name] for name in _SESSION if name in description}
   if existing is None:
-    return
+    return [ours]
+  first = {name: existing[name] for name in _SESSION if name in existing}
+  before = list(existing.get('sessions', [first]))
+  return before if before[-1] == ours else [*before, ours]
+
+
+def _refuse(model_dir: str, lines: list[str], resume: bool) -> None:
+  """Raise a ValueError if the run that lies there differs, or may not be continued."""
   if not resume:
     raise ValueError(
       f'{model_dir} holds a run and restore_checkpoints is False: name another --model_dir'
     )
-  lines = configuration.difference(_identity(existing), _identity(description))
   if lines:
     raise ValueError(
       f'{model_dir} holds another run; name another --model_dir, or restore these settings:\n  '
       + '\n  '.join(lines)
     )
+
+
+def _difference(existing: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
+  return configuration.difference(_identity(existing), _identity(description))
 
 
 def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +208,7 @@ def config_difference(stored: Mapping[str, Any], fields: Mapping[str, Any]) -> l
   if fields['dtype'] == 'auto':
     fields = {**fields, 'dtype': stored['dtype']}
   fields = json.loads(json.dumps(fields))
-  return configuration.difference(_essential(stored), _essential(fields))
+  return configuration.difference(_essential(stored), _essential(fields), 'config')
 
 
 def _check_writable(model_dir: str, state: Any) -> None:
@@ -235,11 +282,18 @@ def results(
     'wall_time_seconds': records[-1]['wall_time_seconds'] if records else None,
     'steps_per_second': float(np.median(rates)) if rates else None,
     'peak_memory_bytes': max(memory) if memory else None,
-    'device': description['device'],
+    'device': _joined(description, 'device'),
     'config_id': description['config_id'],
-    'git_revision': description['git_revision'],
+    'git_revision': _joined(description, 'git_revision'),
     'versions': description['versions'],
+    'sessions': description['sessions'],
   }
+
+
+def _joined(description: Mapping[str, Any], name: str) -> str | None:
+  """Return what all processes of a run had, separated by commas where it changed."""
+  values = dict.fromkeys(session[name] for session in description['sessions'])
+  return ', '.join(map(str, values)) if values != {None: None} else None
 
 
 def _versions() -> dict[str, str]:

@@ -6,7 +6,7 @@
 Every run is the command `python -m lra_tasks.train`, which the log shows, in a process of its own:
 its memory is its own too, and a crash ends nothing else. Runs that are finished are skipped, one
 that was stopped goes on where it was: the same command, given again, makes the table grow. When
-time is up, the run that is under way saves its state and stops.
+time is up, the run that is under way saves its state, for which it has the last 20 seconds.
 
 Seeds come last, so that a first one of everything is there early. Several sweeps may share --runs,
 one for each GPU (CUDA_VISIBLE_DEVICES): each takes what no other has taken.
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import fcntl
 import itertools
 import logging
 import os
@@ -38,7 +37,7 @@ from absl import app, flags
 from kl_flax.models import get_row
 from lra_tasks import configuration, results, rundir, tasks
 from lra_tasks.console import define_integers, set_up_logging
-from lra_tasks.run_log import read_json
+from lra_tasks.files import is_taken, lock, read_json
 from lra_tasks.tasks import get_task
 
 # Not __name__: this file runs as __main__.
@@ -52,8 +51,10 @@ MODELS = (
 KEPT_FILES = ('config.json', 'metrics.jsonl', 'results.json')
 # Seconds that a run needs before its first step; with less left, none is begun.
 _START = 30
-# Seconds that a run may take to save its state.
-_SAVING = 120
+# Seconds before the end at which a run is told to save its state, and until it is killed.
+_SAVING, _PATIENCE = 20, 120
+# A lock beside that of the training, which takes its own a while after it was started.
+_LOCK = '.sweep_lock'
 
 
 class Job(NamedTuple):
@@ -121,14 +122,12 @@ def make_jobs(
   Raises:
     ValueError: for unknown tasks, models, presets, fields or values.
   """
+  for kind, values in {'tasks': task_names, 'models': models, 'seeds': seeds}.items():
+    if not values or len(set(values)) < len(values):
+      raise ValueError(f'--{kind} must name some, each once, got {",".join(map(str, values))!r}')
   for model in models:
     get_row(model)
-  pairs = []
-  for change in changes:
-    field, equals, value = change.partition('=')
-    if not (field and equals):
-      raise ValueError(f'--set must be FIELD=VALUE, got {change!r}')
-    pairs.append((field, value))
+  pairs = [_parse_change(change) for change in changes]
   jobs = []
   for seed, task, model in itertools.product(seeds, task_names, models):
     get_task(task)
@@ -145,6 +144,18 @@ def make_jobs(
   return jobs
 
 
+def _parse_change(change: str) -> tuple[str, str]:
+  """Return field and value of a `--set`."""
+  field, equals, value = change.partition('=')
+  if not (field and equals):
+    raise ValueError(f'--set must be FIELD=VALUE, got {change!r}')
+  if field == 'random_seed':
+    raise ValueError(f'--set={change}: --seeds has the seeds')
+  if '/' in change:
+    raise ValueError(f'--set={change}: it becomes part of a directory name, which has no "/"')
+  return field, value
+
+
 class Outcome(NamedTuple):
   """What became of a run: 'finished', 'stopped', 'failed', 'waiting' or 'taken', and a remark."""
 
@@ -152,12 +163,14 @@ class Outcome(NamedTuple):
   remark: str = ''
 
 
-def outcome_of(job: Job, directories: Sequence[pathlib.Path]) -> Outcome | None:
-  """Return what the first directory that holds the run says of it; None if it has not begun.
+def outcome_of(job: Job, directories: Sequence[pathlib.Path]) -> Outcome:
+  """Return what there is of a run, where it got furthest.
 
   Raises:
-    ValueError: if another run lies there.
+    OSError: if a file cannot be read.
+    ValueError: if one is damaged, or another run lies there.
   """
+  outcome = Outcome('waiting')
   for directory in directories:
     folder = directory / job.name
     description = read_json(folder / 'config.json')
@@ -166,9 +179,12 @@ def outcome_of(job: Job, directories: Sequence[pathlib.Path]) -> Outcome | None:
     _check_same(job, folder, description['config'])
     found = results.read_folder(folder)
     if isinstance(found, results.Run):
-      return Outcome('finished', f'{100 * found.accuracy:.2f} % on {found.split}')
-    return Outcome('stopped', f'at step {found.step:,}' if found.step else 'before an evaluation')
-  return None
+      other = '' if found.comparable else f' of {found.dataset}'
+      return Outcome('finished', f'{100 * found.accuracy:.2f} % on {found.split}{other}')
+    outcome = Outcome(
+      'stopped', f'at step {found.step:,}' if found.step else 'before an evaluation'
+    )
+  return outcome
 
 
 def _check_same(job: Job, folder: pathlib.Path, stored: Mapping[str, Any]) -> None:
@@ -179,10 +195,6 @@ def _check_same(job: Job, folder: pathlib.Path, stored: Mapping[str, Any]) -> No
       f'{folder} holds another run; move it away, or name another directory:\n  '
       + '\n  '.join(lines)
     )
-
-
-class Interrupted(Exception):
-  """Somebody wants the sweep to stop."""
 
 
 class Sweep:
@@ -215,44 +227,67 @@ class Sweep:
     self._command = tuple(command)
     self._process: subprocess.Popen[bytes] | None = None
     self._signal: int | None = None
+    self._stopped = False
 
   def outcomes(self) -> dict[Job, Outcome]:
     """Return what there is of each job so far.
 
     Raises:
-      ValueError: if another run lies where one of them belongs.
+      OSError: if a file cannot be read.
+      ValueError: if one is damaged, or another run lies where one of them belongs.
     """
-    directories = [self._runs] if self._kept is None else [self._kept, self._runs]
-    return {job: outcome_of(job, directories) or Outcome('waiting') for job in self._jobs}
+    return {job: self._outcome(job) for job in self._jobs}
 
   def run(self) -> dict[Job, Outcome]:
     """Make all runs that are not finished; return what became of each.
 
     Raises:
-      ValueError: see `outcomes`; nothing is run then.
+      OSError: see `outcomes`; nothing is run then.
+      ValueError: likewise.
     """
     found = self.outcomes()
     with self._listening():
       for i, job in enumerate(self._jobs):
-        if found[job].state == 'finished' or self._signal or self._left() < _START:
-          continue
-        with _taken(self._runs / job.name) as mine:
-          if not mine:
-            found[job] = Outcome('taken', 'by another sweep')
-            continue
-          logger.info('Run %d of %d: %s', i + 1, len(self._jobs), job.name)
-          code = self._train(job)
-          found[job] = self.outcomes()[job]
-          if found[job].state == 'finished':
-            self._keep(job)
-          elif code not in (0, 130):
-            found[job] = Outcome('failed', f'with exit code {code}, see above')
+        try:
+          found[job] = self._take(job, f'Run {i + 1} of {len(self._jobs)}: {job.name}')
+        except (OSError, ValueError) as error:
+          logger.error('%s', error)
+          found[job] = Outcome('failed', str(error).partition('\n')[0])
     return found
 
   @property
-  def interrupted(self) -> bool:
-    """Return whether a signal ended the sweep."""
-    return self._signal is not None
+  def exit_code(self) -> int:
+    """Return 130 after Ctrl-C, else 0: a scheduler that stops the sweep starts it again."""
+    return 130 if self._signal == signal.SIGINT else 0
+
+  def _directories(self) -> list[pathlib.Path]:
+    return [self._runs] if self._kept is None else [self._kept, self._runs]
+
+  def _outcome(self, job: Job) -> Outcome:
+    return outcome_of(job, self._directories())
+
+  def _take(self, job: Job, title: str) -> Outcome:
+    """Make one run if there is something left to do, and time; return what there is of it then."""
+    found = self._outcome(job)  # Another sweep may have made it meanwhile.
+    if found.state == 'finished':
+      self._keep(job)
+    if found.state == 'finished' or self._signal or self._left() < _START:
+      return found
+    folder = self._runs / job.name
+    try:
+      with lock(folder, _LOCK, when_taken=_give_way):
+        if is_taken(folder):  # By a training that was started by hand, or whose sweep has died.
+          raise BlockingIOError
+        logger.info('%s', title)
+        code = self._train(job)
+        found = self._outcome(job)
+        if found.state == 'finished':
+          self._keep(job)
+        elif code and not self._stopped:
+          return Outcome('failed', f'with exit code {code}, see above')
+        return found
+    except BlockingIOError:
+      return Outcome('taken', 'by another process')
 
   def _left(self) -> float:
     return float('inf') if self._deadline is None else self._deadline - time.monotonic()
@@ -262,35 +297,45 @@ class Sweep:
     command = [*self._command, *job.flags(), model_dir, *self._options.get(job.task, ())]
     logger.info('%s', shlex.join(['python', *command[1:]]))
     # A session of its own: a Ctrl-C is passed on, once.
-    self._process = subprocess.Popen(command, start_new_session=True)
+    self._process = process = subprocess.Popen(command, start_new_session=True)
+    self._stopped = False
     try:
+      if self._signal:  # It came just now.
+        self._pass_on(self._signal)
       left = self._left()
-      return self._process.wait(None if left == float('inf') else max(0.0, left))
+      return process.wait(None if left == float('inf') else max(0.0, left - _SAVING))
     except subprocess.TimeoutExpired:
       logger.info('Time is up.')
-      self._process.send_signal(signal.SIGTERM)
+      self._pass_on(signal.SIGTERM)
       try:
-        return self._process.wait(_SAVING)
+        return process.wait(_PATIENCE)
       except subprocess.TimeoutExpired:
-        logger.warning('It has not stopped for %d s and is killed.', _SAVING)
+        logger.warning('It has not stopped for %d s and is killed.', _PATIENCE)
         return 0
     finally:
-      if self._process.poll() is None:
-        self._process.kill()
-        self._process.wait()
+      if process.poll() is None:
+        process.kill()
+        process.wait()
       self._process = None
 
   def _keep(self, job: Job) -> None:
-    if self._kept is None:
+    """Copy the small files of a finished run, whole or not at all."""
+    source = self._runs / job.name
+    if self._kept is None or not (source / 'results.json').exists():
       return
     target = self._kept / job.name
-    target.mkdir(parents=True, exist_ok=True)
+    if (target / 'results.json').exists():
+      return
+    partial = target.with_name(f'{target.name}.partial-{os.getpid()}')
+    partial.mkdir(parents=True)
     for name in KEPT_FILES:
-      shutil.copyfile(self._runs / job.name / name, target / name)
+      shutil.copyfile(source / name, partial / name)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
 
   @contextlib.contextmanager
   def _listening(self) -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, self._note) for number in numbers}
     try:
       yield
@@ -302,20 +347,15 @@ class Sweep:
     del frame
     self._signal = number
     if self._process is not None:
-      self._process.send_signal(number)
+      self._pass_on(number)
+
+  def _pass_on(self, number: int) -> None:
+    self._stopped = True
+    self._process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
 
-@contextlib.contextmanager
-def _taken(folder: pathlib.Path) -> Iterator[bool]:
-  """Yield whether this process has the folder for itself; it is given back at the end."""
-  folder.mkdir(parents=True, exist_ok=True)
-  with open(folder / '.lock', 'w') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      yield False
-      return
-    yield True
+def _give_way() -> None:
+  raise BlockingIOError
 
 
 def render(found: Mapping[Job, Outcome]) -> str:
@@ -348,7 +388,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_string, 'results_dir', None,
     'Directory where the small files of finished runs are kept; what is there is finished.',
   )  # fmt: skip
-  define(flags.DEFINE_float, 'minutes', None, 'Time for all of it; then the state is saved.')
+  define(flags.DEFINE_float, 'minutes', None, 'Time for all of it, saving included.')
   define(flags.DEFINE_bool, 'dry_run', False, 'Only show what there is and what is to be done.')
   define(
     flags.DEFINE_string, 'data_dir', tasks.DATA_DIR, 'Where prepared data sets are kept.'
@@ -401,9 +441,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
     print(f'error: {error}', file=sys.stderr)
     return 1
   print(render(found))
-  if sweep.interrupted:
-    return 130
-  return int(any(outcome.state == 'failed' for outcome in found.values()))
+  return sweep.exit_code or int(any(outcome.state == 'failed' for outcome in found.values()))
 
 
 def run() -> None:

@@ -7,11 +7,13 @@ The same command continues a run that was stopped, at the step that it had reach
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,14 +28,16 @@ from lra_tasks import (
   optimizer,
   parallel,
   pipeline,
+  results,
   rundir,
   steps,
   tasks,
 )
 from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.console import set_up_logging
+from lra_tasks.files import write_json
 from lra_tasks.loop import Loop, NonFiniteLossError, evaluate
-from lra_tasks.run_log import RunLog, write_json
+from lra_tasks.run_log import RunLog
 from lra_tasks.tasks import get_task
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -70,7 +74,7 @@ def train(
     test_only: only evaluate the best checkpoint on the test split.
 
   Returns:
-    The exit code: 0 when finished or preempted, 130 after Ctrl-C.
+    The exit code: 0 when finished or preempted while training, 130 after Ctrl-C.
 
   Raises:
     ValueError: for impossible settings, or a model_dir that holds another run.
@@ -78,14 +82,24 @@ def train(
     NonFiniteLossError: when the loss is no longer finite; the last good checkpoint stays.
   """
   started = time.monotonic()
+  # All that the config tells, before any data is prepared, which may take hours.
   if test_only and not os.path.exists(os.path.join(model_dir, 'config.json')):
     raise ValueError(f'--test_only: {model_dir} holds no checkpoint to evaluate')
   parallel.start()
   parallel.check_batch_size(fields['batch_size'])
+  resume = fields['restore_checkpoints'] or test_only
+  rundir.check_run(model_dir, fields, source, resume=resume)
+  finished = results.read_folder(Path(model_dir))
+  if isinstance(finished, results.Run) and not test_only:
+    _say_finished(finished, fields)
+    return 0
+  if fields['dtype'] == 'auto':  # A run goes on as it began, on any device.
+    dtype = rundir.stored_dtype(model_dir) or parallel.default_dtype()
+    fields = fields | {'dtype': dtype}
+  steps.count_parameters(make_classifier(**configuration.model_arguments(fields)))
 
   # Data: prepared once per machine, then read in equal shares by all processes.
   spec = get_task(fields['task'])
-  rundir.check_source(model_dir, source)
   with datasets.interruptible(parallel.own_signals()):
     builder = configuration.open_data(fields, data_dir=data_dir, source=source, task_name=task_name)
     datasets.prepare(builder)
@@ -101,12 +115,11 @@ def train(
     builder.as_data_source(split), share=parallel.share(), num_batches=limit, **shapes
   )
 
-  # From here on a signal asks to save and stop; before, there is nothing to save.
-  with parallel.Preemption() as preemption:
+  with contextlib.ExitStack() as stack:
+    # From here on a signal asks to save and stop; before, there is nothing to save.
+    preemption = stack.enter_context(parallel.Preemption())
+
     # Model, optimiser, state: a function of the config alone.
-    if fields['dtype'] == 'auto':  # A run goes on as it began, on any device.
-      dtype = rundir.stored_dtype(model_dir) or parallel.default_dtype()
-      fields = fields | {'dtype': dtype}
     arguments = configuration.model_arguments(fields, builder.num_classes)
     model = make_classifier(**arguments)
     schedule, adamw = optimizer.of_config(fields)
@@ -115,25 +128,19 @@ def train(
 
     # The run's directory, and what lies there.
     description = rundir.describe(fields, arguments, spec, builder, from_source=source is not None)
-    rundir.open_run(
-      model_dir,
-      description,
-      state,
-      resume=fields['restore_checkpoints'] or test_only,
-      write=not test_only,
+    description = stack.enter_context(
+      rundir.open_run(model_dir, description, state, resume=resume, write=not test_only)
     )
     checkpoints = Checkpoints(os.path.join(model_dir, 'checkpoints'))
+    stack.callback(checkpoints.close)
     restored = checkpoints.restore_newest(state, data)
     if restored is None and test_only:
       raise ValueError(f'--test_only: {model_dir} holds no checkpoint to evaluate')
     step, state = restored or (0, state)
     if step:
       logger.info('Continuing at step %d of %d.', step, fields['num_train_steps'])
-    results_path = os.path.join(model_dir, 'results.json')
-    if step == fields['num_train_steps'] and os.path.exists(results_path) and not test_only:
-      logger.info('This run is finished; its results are in %s.', results_path)
-      return 0
     log = RunLog(model_dir, step, started, write=parallel.is_primary() and not test_only)
+    stack.callback(log.close)
     state = parallel.replicate(state)
 
     # Training.
@@ -159,8 +166,8 @@ def train(
       preemption=preemption,
     )
     if not test_only:
-      step, state, finished = loop.run(step, state, data)
-      if not finished:
+      step, state, at_end = loop.run(step, state, data)
+      if not at_end:
         logger.info('Stopped at step %d; the same command goes on from there.', step)
         return preemption.exit_code
 
@@ -174,18 +181,27 @@ def train(
     if sums is None:
       logger.info('Stopped before the test; the same command goes on from there.')
       return preemption.exit_code
-    results = rundir.results(
+    found = rundir.results(
       description, sums, log.records, split='test', steps=step, best_step=best, eval_samples=samples
     )
+    path = os.path.join(model_dir, 'results.json')
     if parallel.is_primary():
-      write_json(results_path, results)
+      write_json(path, found)
     logger.info(
       'Test accuracy %.2f %% on %d examples (%.2f %% by always answering the commonest class): %s',
-      100 * results['accuracy'], results['examples'], 100 * results['majority_class'], results_path,
+      100 * found['accuracy'], found['examples'], 100 * found['majority_class'], path,
     )  # fmt: skip
-    checkpoints.close()
-    log.close()
     return 0
+
+
+def _say_finished(run: results.Run, fields: dict[str, Any]) -> None:
+  logger.info('This run is finished; its results are in %s.', run.path)
+  stochastic = get_row(fields['model_type']).stochastic
+  if stochastic and run.eval_samples != fields['eval_samples']:
+    logger.warning(
+      'It was evaluated with eval_samples=%d; --test_only evaluates it with %d.',
+      run.eval_samples, fields['eval_samples'],
+    )  # fmt: skip
 
 
 def main(argv: list[str]) -> int:

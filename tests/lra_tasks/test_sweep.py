@@ -1,7 +1,7 @@
-import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 from run_helpers import ROOT, environment
 
-from lra_tasks import sweep
+from lra_tasks import files, sweep
 from lra_tasks.sweep import Sweep, make_jobs
 
 CONFIGS = str(ROOT / 'configs')
@@ -81,6 +81,7 @@ class Trial:
 @pytest.fixture
 def trial(tmp_path, monkeypatch):
   monkeypatch.setattr(sweep, '_START', 0)
+  monkeypatch.setattr(sweep, '_SAVING', 0)
   return Trial(tmp_path, monkeypatch)
 
 
@@ -126,6 +127,10 @@ def test_changes_are_in_names_flags_and_fields():
     ((['listops'], ['gmm_prf'], [0]), {'changes': ['warmup=x']}, 'warmup=.x.: '),
     ((['listops'], ['gmm_prf'], [0]), {'changes': ['warmup=0']}, 'warmup must be'),
     ((['listops'], ['gmm_prf'], [0]), {'changes': ['attention.tie=1']}, 'did you mean .tied.'),
+    ((['listops'], [], [0]), {}, '--models must name some, each once'),
+    ((['listops'], ['gmm_prf'], [0, 1, 0]), {}, "--seeds must name some, each once, got '0,1,0'"),
+    ((['listops'], ['gmm_prf'], [0]), {'changes': ['random_seed=5']}, '--seeds has the seeds'),
+    ((['listops'], ['gmm_prf'], [0]), {'changes': ['preset=a/b']}, 'part of a directory name'),
     ((['listops'], ['gmm_prf'], [0]), {'configs': 'nowhere'}, 'nowhere/listops.py does not exist'),
   ],
 )
@@ -162,7 +167,7 @@ def test_time_is_up(trial, monkeypatch):
 
 
 def test_what_does_not_stop_is_killed(trial, monkeypatch):
-  monkeypatch.setattr(sweep, '_SAVING', 0.2)
+  monkeypatch.setattr(sweep, '_PATIENCE', 0.2)
   script = 'import signal, time; signal.signal(signal.SIGTERM, lambda *_: 0); time.sleep(60)'
   jobs = jobs_of('gmm_prf')
   own = Sweep(
@@ -176,7 +181,7 @@ def test_what_does_not_stop_is_killed(trial, monkeypatch):
   assert time.monotonic() - start < 20
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_reach_the_run_and_end_the_sweep(trial, number):
   jobs = jobs_of('rks', 'gmm_prf')
   own = trial.sweep(jobs)
@@ -189,7 +194,7 @@ def test_signals_reach_the_run_and_end_the_sweep(trial, number):
 
   threading.Thread(target=interrupt).start()
   found = own.run()
-  assert own.interrupted
+  assert own.exit_code == (130 if number == signal.SIGINT else 0)
   assert [outcome.state for outcome in found.values()] == ['stopped', 'waiting']
   assert trial.calls() == ['rks']
 
@@ -208,6 +213,27 @@ def test_small_files_are_kept_and_count_as_finished(trial, tmp_path):
   assert trial.calls() == ['prf']
 
 
+def test_what_was_finished_before_is_kept_too(trial, tmp_path):
+  (job,) = jobs_of('gmm_prf')
+  trial.states([job])
+  kept = tmp_path / 'results'
+  # What a copy that was cut short has left is no result.
+  (kept / job.name).mkdir(parents=True)
+  shutil.copyfile(trial.runs / job.name / 'config.json', kept / job.name / 'config.json')
+  trial.calls()
+  assert trial.states([job], results_dir=str(kept)) == ['finished']
+  assert trial.calls() == []
+  assert sorted(file.name for file in (kept / job.name).iterdir()) == sorted(sweep.KEPT_FILES)
+  assert [folder.name for folder in (kept / 'listops').iterdir()] == [job.name.partition('/')[2]]
+
+
+def test_a_signal_before_the_run_listens_does_not_make_it_fail(trial):
+  jobs = jobs_of('gmm_prf')
+  command = (sys.executable, '-c', 'import time; time.sleep(60)')  # Dies of any signal.
+  own = Sweep(jobs, runs=str(trial.runs), deadline=time.monotonic() + 1, command=command)
+  assert own.run()[jobs[0]] == ('waiting', '')
+
+
 def test_another_run_in_the_way_stops_everything_at_the_start(trial):
   first, second = jobs_of('gmm_prf', 'transformer')
   trial.states([second])
@@ -221,14 +247,39 @@ def test_another_run_in_the_way_stops_everything_at_the_start(trial):
   assert trial.calls() == []
 
 
-def test_sweeps_share_the_runs(trial):
+def test_one_that_gets_in_the_way_later_fails_alone(trial, monkeypatch):
   jobs = jobs_of('gmm_prf', 'transformer')
-  folder = trial.runs / jobs[0].name
-  folder.mkdir(parents=True)
-  with open(folder / '.lock', 'w') as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+  own = trial.sweep(jobs)
+  original = own._train
+
+  def train(job):
+    code = original(job)
+    path = trial.runs / jobs[0].name / 'config.json'
+    path.write_text('{')
+    return code
+
+  monkeypatch.setattr(own, '_train', train)
+  found = own.run()
+  assert [outcome.state for outcome in found.values()] == ['failed', 'finished']
+  assert 'damaged JSON' in found[jobs[0]].remark
+
+
+@pytest.mark.parametrize('name', ['.lock', '.sweep_lock'])
+def test_sweeps_share_the_runs(trial, name):
+  jobs = jobs_of('gmm_prf', 'transformer')
+  with files.lock(trial.runs / jobs[0].name, name):
     assert trial.states(jobs) == ['taken', 'finished']
   assert trial.states(jobs) == ['finished'] * 2
+
+
+def test_what_another_sweep_has_made_meanwhile_is_not_made_again(trial):
+  jobs = jobs_of('gmm_prf', 'transformer')
+  trial.states(jobs[1:])
+  trial.calls()
+  own = trial.sweep(jobs)
+  own.outcomes = lambda: {job: sweep.Outcome('waiting') for job in jobs}
+  assert [outcome.state for outcome in own.run().values()] == ['finished'] * 2
+  assert trial.calls() == ['gmm_prf']
 
 
 def run(capsys, *arguments):

@@ -55,6 +55,27 @@ def test_a_finished_run_is_left_alone(shared, reference, caplog):
   assert run_here(shared, reference) == 0
   assert 'This run is finished' in caplog.text
   assert (reference / 'results.json').stat().st_mtime_ns == before
+  assert 'eval_samples' not in caplog.text
+  config = (reference / 'config.json').read_text()
+  assert run_here(shared, reference, eval_samples=7) == 0
+  assert 'with eval_samples=1; --test_only evaluates it with 7' in caplog.text
+  assert (reference / 'config.json').read_text() == config
+
+
+def test_an_early_evaluation_does_not_finish_a_run(shared, reference, tmp_path):
+  shutil.copytree(reference, tmp_path / 'run')
+  early = read(reference, 'results.json') | {'steps': 20}
+  (tmp_path / 'run/results.json').write_text(json.dumps(early))
+  assert run_here(shared, tmp_path / 'run') == 0
+  assert read(tmp_path / 'run', 'results.json')['steps'] == STEPS
+
+
+def test_impossible_options_are_named_before_data_is_prepared(tmp_path, caplog):
+  attention = {'num_frequencies': -4}
+  with pytest.raises(ValueError, match='-4'):
+    run_here(tmp_path, tmp_path / 'run', attention=attention)
+  assert 'preparing' not in caplog.text
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_predictor_agrees_with_the_evaluation_of_the_run(shared, reference):

@@ -1,0 +1,78 @@
+"""JSON files that are whole or absent, and locks of directories."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+
+def write_json(path: str, value: Mapping[str, Any]) -> None:
+  """Write a file that is either whole or not there."""
+  temporary = f'{path}.tmp'
+  with open(temporary, 'w') as file:
+    json.dump(value, file, indent=2)
+    file.write('\n')
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+  """Return the object in a JSON file, or None if there is no such file.
+
+  Raises:
+    ValueError: naming the file, if it holds anything else.
+  """
+  if not os.path.exists(path):
+    return None
+  try:
+    with open(path, encoding='utf-8') as file:
+      value = json.load(file)
+  except ValueError as error:  # Not JSON, or not even UTF-8.
+    raise ValueError(f'{path}: damaged JSON: {error}') from error
+  if not isinstance(value, dict):
+    raise ValueError(f'{path}: expected a JSON object, got {type(value).__name__}')
+  return value
+
+
+@contextlib.contextmanager
+def lock(
+  directory: str | os.PathLike[str],
+  name: str = '.lock',
+  *,
+  when_taken: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+  """Have a directory for this process alone, on this machine, until the end of the block.
+
+  Args:
+    directory: made if it is missing.
+    name: of the file in it that is locked; it stays, empty.
+    when_taken: called before waiting for another process; raises what is not to be waited for.
+
+  Raises:
+    OSError: if the directory cannot be written.
+  """
+  os.makedirs(directory, exist_ok=True)
+  with open(os.path.join(directory, name), 'w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      when_taken()
+      fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def is_taken(directory: str | os.PathLike[str], name: str = '.lock') -> bool:
+  """Return whether a process holds the lock of a directory."""
+  try:
+    with open(os.path.join(directory, name)) as file:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except FileNotFoundError:
+    return False
+  except BlockingIOError:
+    return True
+  return False
