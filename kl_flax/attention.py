@@ -185,7 +185,8 @@ class KernelAttention(nn.Module):
   def _sow_nonpositive(self, denominator, key_mask):
     """Let whoever trains see how often the estimate of a positive quantity is none."""
     valid = jnp.ones(denominator.shape, bool)
-    if key_mask is not None:  # Examples without any valid key estimate nothing.
-      valid &= jnp.any(key_mask, axis=1)[:, None, None, None]
+    if key_mask is not None:  # Rows without any valid key estimate nothing.
+      seen = jnp.cumsum(key_mask, axis=1) if self.causal else jnp.sum(key_mask, axis=1)[:, None]
+      valid &= (seen > 0)[:, :, None, None]
     count = jnp.sum((denominator <= 0) & valid) / jnp.maximum(jnp.sum(valid), 1)
     self.sow('diagnostics', 'nonpositive_denominators', count)

@@ -77,7 +77,8 @@ def init_decoding(
   Args:
     batch: sequences that are decoded side by side.
     num_heads: heads.
-    num_frequencies: M of omega [H, M, D]; with features='elu', which has none, the head size D.
+    num_frequencies: M of omega [H, M, D]; with features='elu' and 'relu', which have none, the head
+      size D.
     value_dim: size of a value.
     features: the feature map that `decode_step` will be given.
 

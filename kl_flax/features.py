@@ -3,8 +3,8 @@
 Shapes: b batch, l length, h heads, d head size, m frequencies. Equation numbers are those of
 Pal Chowdhury et al., "On Learning the Transformer Kernel", TMLR 07/2022.
 
-The maps here are exact: x as given, no temperature, no stabiliser. `kl_flax.attention` applies
-both, because a stabiliser is sound only where it cancels, in the ratio of attention.
+The maps here are exact: x as given, no temperature, no stabiliser. `kl_flax.sums` applies both,
+because a stabiliser is sound only where it cancels, in the ratio of attention.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ class AttentionRow:
     make: returns the mechanism; its keyword arguments are the options of the model.
     default_preset: of the benchmark's configs: 'paper' for the models of the KL-Transformer paper
       and their controls, 'lra' for those that LRA has a config of.
-    stochastic: draws from the PRNG stream 'spectral', in prediction too.
+    stochastic: draws from the PRNG stream 'spectral', in prediction too; see `is_stochastic`.
+    config_fields: options that in configs are fields of the run, beside `attention`.
     from_lra: turns the `model_kwargs` of one of LRA's config files into options; by default they
       have the same names.
   """
@@ -43,11 +44,20 @@ class AttentionRow:
   default_preset: str = 'lra'
   stochastic: bool = False
   from_lra: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+  config_fields: tuple[str, ...] = ()
 
   @property
   def options(self) -> dict[str, Any]:
     """Names and defaults of the mechanism's options."""
     return {p.name: p.default for p in inspect.signature(self.make).parameters.values()}
+
+  def is_stochastic(self, options: Mapping[str, Any]) -> bool:
+    """Return whether the model with these options draws anything in prediction.
+
+    >>> MODELS['performer'].is_stochastic({'kernel': 'relu'})
+    False
+    """
+    return self.stochastic and getattr(self.make(**options), 'sampler', self) is not None
 
 
 _SMOOTHING = {'positive': 0.0} | DEFAULT_SMOOTHING
@@ -197,7 +207,7 @@ MODELS: dict[str, AttentionRow] = {
   # Baselines.
   'performer': AttentionRow(_performer, stochastic=True, from_lra=_performer_from_lra),
   'linear_transformer': AttentionRow(_linear),
-  'transformer': AttentionRow(_softmax),
+  'transformer': AttentionRow(_softmax, config_fields=('attention_dropout_rate',)),
 }
 
 

@@ -22,7 +22,7 @@ FEATURE_MAPS = get_args(FeatureMap)
 # c by default: the authors' code smooths Fourier features with 1; positive features need none.
 DEFAULT_SMOOTHING = {'fourier': 1.0}
 # The maps without frequencies.
-DETERMINISTIC = ('elu', 'relu')
+WITHOUT_FREQUENCIES = ('elu', 'relu')
 # The maps that are computed in log space, and the factor of |x|² in their exponent.
 NORM_FACTOR = {'positive': 1.0, 'softmax': 0.5}
 
@@ -163,7 +163,7 @@ def check_inputs(query, key, value, omega, features, key_mask, smoothing, log_we
   """Raise a ValueError that names the value and the rule it breaks."""
   if features not in FEATURE_MAPS:
     raise ValueError(f'features must be one of {FEATURE_MAPS}, got {features!r}')
-  if (features in DETERMINISTIC) != (omega is None):
+  if (features in WITHOUT_FREQUENCIES) != (omega is None):
     raise ValueError(f'features={features!r} {"takes no" if omega is not None else "needs"} omega')
   if smoothing < 0:
     raise ValueError(f'smoothing must be at least 0, got {smoothing}')
@@ -184,5 +184,15 @@ def check_inputs(query, key, value, omega, features, key_mask, smoothing, log_we
       'log_weight must be [heads, frequencies] like omega, got '
       f'{log_weight.shape} and {None if omega is None else omega.shape}'
     )
-  if key_mask is not None and key_mask.shape != key.shape[:2]:
-    raise ValueError(f'key_mask must be {key.shape[:2]}, got {key_mask.shape}')
+  types = [jnp.dtype(x.dtype).name for x in (query, key, value)]
+  if len(set(types)) > 1:
+    raise ValueError(f'query, key and value must have one dtype, got {", ".join(types)}')
+  check_key_mask(key_mask, key)
+
+
+def check_key_mask(key_mask, key):
+  """Raise a ValueError unless the mask has a truth value for each key, or is None."""
+  if key_mask is not None and (key_mask.shape != key.shape[:2] or key_mask.dtype != bool):
+    raise ValueError(
+      f'key_mask must be bool{list(key.shape[:2])}, got {key_mask.dtype}{list(key_mask.shape)}'
+    )

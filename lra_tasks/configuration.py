@@ -23,6 +23,7 @@ from absl import flags
 from kl_flax.errors import unknown_name
 from kl_flax.heads import INTERACTIONS, POOLINGS
 from kl_flax.models import MODELS, get_row
+from lra_tasks import optimizer
 from lra_tasks.datasets import Builder
 from lra_tasks.tasks import TASKS, get_task
 
@@ -386,9 +387,8 @@ def model_arguments(fields: Mapping[str, Any], num_classes: int | None = None) -
     fields: the config; its dtype must be resolved too.
     num_classes: of the data set, where it is not the task's.
   """
-  options = dict(fields['attention'])
-  if 'attention_dropout_rate' in get_row(fields['model_type']).options:
-    options['attention_dropout_rate'] = fields['attention_dropout_rate']
+  row = get_row(fields['model_type'])
+  options = fields['attention'] | {name: fields[name] for name in row.config_fields}
   arguments = _task_arguments(fields['task'], num_classes) | {
     'model_type': fields['model_type'],
     'pooling': fields['pooling_mode'],
@@ -483,9 +483,9 @@ def difference(old: Any, new: Any, prefix: str = '') -> list[str]:
 
 
 def _own_options(model_type: str) -> dict[str, Any]:
-  """Options of the mechanism that have no LRA field of their own."""
-  options = get_row(model_type).options
-  return {k: v for k, v in options.items() if k not in DEFAULTS}
+  """Options of the mechanism that stand under `attention`."""
+  row = get_row(model_type)
+  return {k: v for k, v in row.options.items() if k not in row.config_fields}
 
 
 def _data_defaults(task: str) -> dict[str, Any]:
@@ -511,6 +511,13 @@ def _check_values(fields: Mapping[str, Any]) -> None:
   for name in POSITIVE:
     if not isinstance(fields[name], int) or fields[name] < 1:
       raise ValueError(f'{name} must be an integer of at least 1, got {fields[name]!r}')
+  for name in ('learning_rate', 'decay_factor'):
+    if not fields[name] > 0:
+      raise ValueError(f'{name} must be above 0, got {fields[name]!r}')
+  for name in ('weight_decay', 'grad_clip_norm'):
+    if not fields[name] >= 0:
+      raise ValueError(f'{name} must be at least 0, got {fields[name]!r}')
+  optimizer.of_config(fields)  # It knows the factors.
   seed = fields['random_seed']
   if not isinstance(seed, int) or not 0 <= seed < 2**32:
     raise ValueError(f'random_seed must be an integer in 0 .. 2**32 - 1, got {seed!r}')

@@ -28,9 +28,9 @@ def accuracies(table: Table) -> Any:
     for figures, marker in ((row.paper, 'D'), (row.lra, 's')):
       if figures and figures.value is not None:
         axis.plot(figures.value, i, marker, color='#555555', fillstyle='none', markersize=6)
-  (chance,) = {row.accuracy for row in table.rows if row.kind == 'majority'} or {None}
-  if chance is not None:
-    axis.axvline(100 * chance, color='#999999', linestyle=':', label='commonest class')
+  for i, chance in enumerate(row.accuracy for row in table.rows if row.kind == 'majority'):
+    name = '_nolegend_' if i else 'commonest class'
+    axis.axvline(100 * chance, color='#999999', linestyle=':', label=name)
   axis.plot([], [], 'o', color='#333333', label='ours')
   axis.plot([], [], 'D', color='#555555', fillstyle='none', label='paper')
   axis.plot([], [], 's', color='#555555', fillstyle='none', label='LRA')

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lra_tasks.report_rows import TASKS, Row, Table
-from lra_tasks.results import Figure, Run
+from lra_tasks.results import Run
 
 # In points: what differs by less from the published figure reproduces it.
 TOLERANCE = 1.0
@@ -57,12 +57,13 @@ def verdict(row: Row) -> str:
 def make_overviews(tables: Iterable[Table]) -> list[Overview]:
   """Return an overview of every preset that was run on two tasks or more.
 
-  Of several data sets of a task, the benchmark's own is shown.
+  Of several data sets of a task, the benchmark's own is shown. Presets with fields changed are left
+  out: a label does not tell which fields.
   """
   presets: dict[str, dict[tuple[str, str], Row]] = {}
   for table in tables:
     for row in table.rows:
-      if row.kind == 'run' and table.split == 'test':
+      if _is_plain(row) and table.split == 'test':
         rows, key = presets.setdefault(row.preset, {}), (row.model, table.task)
         if key not in rows or (row.comparable and not rows[key].comparable):
           rows[key] = row
@@ -75,6 +76,11 @@ def make_overviews(tables: Iterable[Table]) -> list[Overview]:
       missing = tuple(key for key in wanted if key not in rows)
       overviews.append(Overview(preset, tuple(tasks), tuple(models), rows, missing))
   return sorted(overviews, key=lambda overview: (overview.preset != 'paper', overview.preset))
+
+
+def _is_plain(row: Row) -> bool:
+  """Return whether a row of ours is what its preset says."""
+  return row.kind == 'run' and not set('*(').intersection(row.preset)
 
 
 def _place(name: str, names: Sequence[str]) -> int:
@@ -135,10 +141,10 @@ class Comparison(NamedTuple):
 
 
 def make_comparisons(tables: Iterable[Table]) -> list[Comparison]:
-  """Return all comparisons that the runs allow, by question."""
+  """Return all comparisons that the runs allow, by question; see `make_overviews` for presets."""
   found = []
   for table in tables:
-    rows = {(row.model, row.preset): row for row in table.rows if row.kind == 'run'}
+    rows = {(row.model, row.preset): row for row in table.rows if _is_plain(row)}
     presets = dict.fromkeys(preset for _, preset in rows)
     for question, pairs in QUESTIONS.items():
       for first, second in pairs:
@@ -181,8 +187,3 @@ def _example_error(a: Run, b: Run) -> float:
   """
   variance = sum(run.accuracy * (1 - run.accuracy) / run.examples for run in (a, b))
   return 100 * math.sqrt(variance)
-
-
-def paper_figure(row: Row) -> Figure | None:
-  """Return the paper's figure of a row, if it has a value."""
-  return row.paper if row.paper and row.paper.value is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import os
@@ -308,10 +309,14 @@ def _git_revision() -> str | None:
   """
   if os.environ.get('GIT_REVISION'):
     return os.environ['GIT_REVISION']
-  here = os.path.dirname(os.path.abspath(__file__))
-  command = ['git', '-C', here, 'describe', '--always', '--dirty', '--abbrev=12']
+  here, name = os.path.split(os.path.abspath(__file__))
+  git = functools.partial(
+    subprocess.run, capture_output=True, text=True, timeout=10, check=False, cwd=here
+  )
   try:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    if git(['git', 'ls-files', '--error-unmatch', name]).returncode:
+      return None  # Installed inside the checkout of something else.
+    done = git(['git', 'describe', '--always', '--dirty', '--abbrev=12'])
   except (OSError, subprocess.TimeoutExpired):
     return None
   return done.stdout.strip() or None

@@ -354,8 +354,8 @@ def _prepare_step(setting, fields, machine):
   parallel.check_batch_size(fields['batch_size'])
   model = make_classifier(**configuration.model_arguments(fields))
   _, adamw = optimizer.of_config(fields)
-  init = jax.jit(functools.partial(steps.init_state, model, adamw, seed=fields['random_seed']))
-  init = init.lower().compile()
+  init_state = functools.partial(steps.init_state, model, adamw, seed=fields['random_seed'])
+  init = jax.jit(init_state).lower().compile()
   function = parallel.over_devices(
     functools.partial(
       steps.train_step, model=model, optimizer=adamw, resample_every=fields['resample_every']
@@ -363,7 +363,9 @@ def _prepare_step(setting, fields, machine):
     donate_state=True,
   )
   batch = parallel.split(random_batch(fields))
-  program = compile_program(function, parallel.replicate(init()), batch)
+  one = jax.eval_shape(init_state)
+  stacked = lambda x: jax.ShapeDtypeStruct((jax.local_device_count(), *x.shape), x.dtype)
+  program = compile_program(function, jax.tree.map(stacked, one), batch)
   return lambda: _measure_step(setting, fields, program, init, batch, machine)
 
 

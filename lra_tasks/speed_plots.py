@@ -144,7 +144,7 @@ def memory_over_length(points: Sequence[Point]) -> Any:
 
 def memory_over_tasks(points: Sequence[Point]) -> Any:
   """Return the memory of a training step of each model on each task: Figure 7."""
-  points = [point for point in _longest(points) if point.what == 'step']
+  points = _longest(point for point in points if point.what == 'step')
   tasks = list(dict.fromkeys(point.task for point in points))
   if len(tasks) < 2:
     return None
@@ -162,13 +162,15 @@ def memory_over_tasks(points: Sequence[Point]) -> Any:
 
 
 def _longest(points: Iterable[Point]) -> list[Point]:
-  """Return, of the cases of each model and task, the one with the longest sequences."""
-  best: dict[tuple[str, str, str], Point] = {}
-  for point in points:
-    key = point.what, point.task, point.series
-    if key not in best or point.length > best[key].length:
-      best[key] = point
-  return list(best.values())
+  """Return, of each task, the cases with the longest sequences that all its models have."""
+  points = list(points)
+  kept = []
+  for task in dict.fromkeys(point.task for point in points):
+    own = [point for point in points if point.task == task]
+    lengths = [{p.length for p in own if p.series == series} for series in {p.series for p in own}]
+    longest = max(set.intersection(*lengths), default=None)
+    kept += [point for point in own if point.length == longest]
+  return kept
 
 
 def speed_table(points: Sequence[Point]) -> str | None:

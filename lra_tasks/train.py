@@ -175,7 +175,7 @@ def train(
     best = checkpoints.best_step()
     if best is not None:
       state = parallel.replicate(checkpoints.restore(best, parallel.to_host(state)))
-    samples = fields['eval_samples'] if get_row(fields['model_type']).stochastic else 1
+    samples = fields['eval_samples'] if _is_stochastic(fields) else 1
     step_fn = validation_step if samples == 1 else eval_step(samples)
     sums = evaluate(step_fn, state, read('test'), preemption.pending)
     if sums is None:
@@ -194,10 +194,14 @@ def train(
     return 0
 
 
+def _is_stochastic(fields: dict[str, Any]) -> bool:
+  options = configuration.model_arguments(fields)['attention']
+  return get_row(fields['model_type']).is_stochastic(options)
+
+
 def _say_finished(run: results.Run, fields: dict[str, Any]) -> None:
   logger.info('This run is finished; its results are in %s.', run.path)
-  stochastic = get_row(fields['model_type']).stochastic
-  if stochastic and run.eval_samples != fields['eval_samples']:
+  if _is_stochastic(fields) and run.eval_samples != fields['eval_samples']:
     logger.warning(
       'It was evaluated with eval_samples=%d; --test_only evaluates it with %d.',
       run.eval_samples, fields['eval_samples'],

@@ -1,1 +1,1 @@
-"""Attention mechanisms that the learned kernels are compared with, one file each."""
+"""Attention mechanisms that are no kernel attention, one file each."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from kl_flax.numerics import cuda_capability, pad_axis
+from kl_flax.sums import check_key_mask
 
 
 class SoftmaxAttention(nn.Module):
@@ -32,7 +33,12 @@ class SoftmaxAttention(nn.Module):
     *,
     deterministic: bool = True,
   ) -> Float[Array, 'b l h e']:
-    """Return the attention output in the query's dtype; rows without valid keys give zeros."""
+    """Return the attention output in the query's dtype; rows without valid keys give zeros.
+
+    Raises:
+      ValueError: for a key mask that is none.
+    """
+    check_key_mask(key_mask, key)
     mask = None if key_mask is None else key_mask[:, None, None, :]
     if deterministic or not self.dropout_rate:
       out = _attend(query, key, value, mask)

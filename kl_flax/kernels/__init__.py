@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax.numpy as jnp
 
 from kl_flax.numerics import cuda_capability
-from kl_flax.sums import DEFAULT_SMOOTHING, DETERMINISTIC, FeatureMap, check_inputs
+from kl_flax.sums import DEFAULT_SMOOTHING, WITHOUT_FREQUENCIES, FeatureMap, check_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def _say(reason: str) -> None:
 
 def _obstacle(query, key, value, omega, features, smoothing, causal) -> str | None:
   """Return what in the arguments keeps the fused kernels from running."""
-  if features in DETERMINISTIC:
+  if features in WITHOUT_FREQUENCIES:
     return f'the fused kernels have frequencies, and features={features!r} have none'
   if causal:
     return 'the fused kernels are not causal'

@@ -13,7 +13,7 @@ from kl_flax.attention import KernelAttention, kernel_attention
 from kl_flax.features import project
 from kl_flax.naive import naive_attention_weights, naive_kernel_attention
 from kl_flax.spectral import GaussianMixture
-from kl_flax.sums import DETERMINISTIC, FEATURE_MAPS, check_inputs
+from kl_flax.sums import FEATURE_MAPS, WITHOUT_FREQUENCIES, check_inputs
 
 
 def make_inputs(seed, b=2, lq=5, lk=7, h=2, d=4, e=3, m=6, dtype=jnp.float32):
@@ -31,7 +31,7 @@ def make_inputs(seed, b=2, lq=5, lk=7, h=2, d=4, e=3, m=6, dtype=jnp.float32):
 
 
 def options_for(features, inputs):
-  return {**inputs, 'omega': None} if features in DETERMINISTIC else inputs
+  return {**inputs, 'omega': None} if features in WITHOUT_FREQUENCIES else inputs
 
 
 attend = jax.jit(kernel_attention, static_argnames=('features', 'smoothing'))
@@ -56,7 +56,7 @@ def assert_twins(features, smoothing, seed, sizes, frequencies, masked, weighted
   if features == 'fourier' and not smoothing:
     smoothing = 1.1  # Ratios of sums near zero have no digits to compare.
   options = {'features': features, 'smoothing': smoothing, 'key_mask': mask if masked else None}
-  if weighted and features not in DETERMINISTIC:
+  if weighted and features not in WITHOUT_FREQUENCIES:
     inputs['log_weight'] = jax.random.normal(jax.random.key(seed), inputs['omega'].shape[:2])
   fast = outputs_and_gradients(kernel_attention, inputs, **options)
   naive = outputs_and_gradients(naive_kernel_attention, inputs, **options)
@@ -262,7 +262,12 @@ def test_is_faster_than_softmax_at_length_4096():
     ({'log_weight': jnp.ones((2, 5))}, 'log_weight must be'),
     ({'key': jnp.ones((2, 7, 3, 4))}, 'query and key must agree'),
     ({'value': jnp.ones((2, 6, 2, 3))}, 'key and value must agree'),
-    ({'key_mask': jnp.ones((2, 6), bool)}, 'key_mask must be'),
+    ({'key_mask': jnp.ones((2, 6), bool)}, r'key_mask must be bool\[2, 7\], got bool\[2, 6\]'),
+    (
+      {'key_mask': jnp.ones((2, 7), jnp.int32)},
+      r'bool\[2, 7\], got int32\[2, 7\]',
+    ),
+    ({'value': jnp.ones((2, 7, 2, 3), jnp.bfloat16)}, 'one dtype, got float32, float32, bfloat16'),
   ],
 )
 def test_errors_name_the_value_and_the_rule(change, message):
@@ -290,6 +295,17 @@ def test_module_counts_nonpositive_denominators_of_fourier_features():
   assert 0 < fraction < 1
 
 
+def test_causal_rows_that_see_no_key_yet_estimate_nothing():
+  attention = KernelAttention(GaussianMixture(16), 'fourier', causal=True)
+  x = jax.random.normal(jax.random.key(0), (2, 8, 1, 4))
+  rngs = {'params': jax.random.key(1), 'spectral': jax.random.key(2)}
+  variables = jax.jit(attention.init)(rngs, x, x, x)
+  mask = np.arange(8) >= np.array([[3], [0]])
+  run = jax.jit(functools.partial(attention.apply, mutable=['diagnostics']))
+  _, sown = run(variables, x, x, x, mask, rngs=rngs)
+  assert sown['diagnostics']['nonpositive_denominators'] == (0,)
+
+
 def test_module_noise_is_a_function_of_the_spectral_key():
   attention = KernelAttention(GaussianMixture(4), 'positive')
   x = jax.random.normal(jax.random.key(0), (2, 9, 2, 8))
@@ -306,7 +322,7 @@ def test_module_noise_is_a_function_of_the_spectral_key():
 def test_one_key_gives_its_value_however_small_its_features(features, dtype):
   """elu(−10) + 1 is 5e-5; rounded to bfloat16 before the 1 is added it would be 0."""
   x = jnp.full((1, 1, 1, 64), -10.0, dtype)
-  omega = None if features in DETERMINISTIC else jnp.ones((1, 4, 64))
+  omega = None if features in WITHOUT_FREQUENCIES else jnp.ones((1, 4, 64))
   out = attend(x, x, jnp.full((1, 1, 1, 3), 2.0, dtype), omega, features=features)
   np.testing.assert_allclose(
     np.asarray(out, np.float32), 2.0, rtol=1e-2 if dtype != jnp.float32 else 1e-5

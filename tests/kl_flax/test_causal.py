@@ -13,7 +13,7 @@ from kl_flax import causal
 from kl_flax.attention import KernelAttention, kernel_attention
 from kl_flax.causal import causal_sums, decode_step, init_decoding
 from kl_flax.naive import naive_kernel_attention
-from kl_flax.sums import DETERMINISTIC, FEATURE_MAPS
+from kl_flax.sums import FEATURE_MAPS, WITHOUT_FREQUENCIES
 
 # Feature map, smoothing, batch and length of all that is compared in small: each row is compiled
 # once. Ratios of Fourier sums near zero have no digits to compare, hence 1.1.
@@ -58,7 +58,7 @@ def outputs_and_gradients(attend, arrays, key_mask, features, smoothing):
   """Return the output and the gradient of a fixed projection of it by every array."""
 
   def loss(arrays):
-    if features in DETERMINISTIC:
+    if features in WITHOUT_FREQUENCIES:
       arrays = {**arrays, 'omega': None, 'log_weight': None}
     out = attend(**arrays, key_mask=key_mask, features=features, smoothing=smoothing, causal=True)
     return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)), out
@@ -107,7 +107,7 @@ def test_equals_naive_twin(features, smoothing, b, length, seed, scale, weighted
 @example('positive', 1, 131, SMALL, 128)
 def test_any_shape_equals_naive_twin(features, b, length, sizes, chunk):
   inputs = make_inputs(length, b, length, **sizes)
-  if features in DETERMINISTIC:
+  if features in WITHOUT_FREQUENCIES:
     inputs |= {'omega': None, 'log_weight': None}
   options = {'features': features, 'smoothing': 1.0, 'causal': True}
   with mock.patch.multiple(causal, _CHUNK=chunk, _BLOCK=min(chunk, 4)):
@@ -180,9 +180,9 @@ def test_token_by_token_equals_all_at_once(features, smoothing, b, length):
   mask = (np.arange(b * length) % 4 != 0).reshape(b, length)  # Nor at the first position.
   expected, _ = outputs_and_gradients(kernel_attention, inputs, mask, features, smoothing)
   options = {'features': features, 'smoothing': smoothing}
-  if features not in DETERMINISTIC:
+  if features not in WITHOUT_FREQUENCIES:
     options |= {'omega': inputs['omega'], 'log_weight': inputs['log_weight']}
-  width = SMALL['d'] if features in DETERMINISTIC else SMALL['m']
+  width = SMALL['d'] if features in WITHOUT_FREQUENCIES else SMALL['m']
   state = start = init_decoding(b, SMALL['h'], width, SMALL['e'], features=features)
   for i in range(length):
     now = (inputs[name][:, i] for name in ('query', 'key', 'value'))

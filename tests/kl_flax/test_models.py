@@ -109,6 +109,13 @@ def test_options_of_a_row_are_the_arguments_of_its_mechanism(model_type):
   assert get_row(model_type) is row
 
 
+def test_a_model_without_frequencies_draws_nothing():
+  row = MODELS['performer']
+  assert row.is_stochastic({})
+  assert not row.is_stochastic({'kernel': 'relu'})
+  assert not MODELS['transformer'].is_stochastic({})
+
+
 def test_options_reach_the_mechanism():
   options = {'num_frequencies': 6, 'num_components': 3, 'tied': False, 'smoothing': 0.5}
   model = make_classifier('gmm_rks', attention=options, **TINY)

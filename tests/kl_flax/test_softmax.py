@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kl_flax.baselines import softmax
 from kl_flax.baselines.softmax import SoftmaxAttention, softmax_weights
+from kl_flax.sums import check_key_mask
 
 
 def make_inputs(seed=0, b=2, lq=5, lk=7, h=2, d=4, e=4):
@@ -81,6 +82,15 @@ def test_values_may_have_a_size_of_their_own():
   np.testing.assert_allclose(
     attend(*inputs, mask), golden_attention(*inputs, mask), rtol=1e-4, atol=1e-5
   )
+
+
+@pytest.mark.parametrize('mask', [np.ones((2, 7), np.int32), np.ones((2, 6), bool)])
+def test_masks_are_bool_and_as_long_as_the_keys(mask):
+  inputs, _ = make_inputs()
+  with pytest.raises(ValueError, match=r'key_mask must be bool\[2, 7\], got (int32|bool)\[2, '):
+    check_key_mask(mask, inputs[1])
+  with pytest.raises((ValueError, TypeError), match='key_mask'):  # Shapes are checked here, too.
+    attend(*inputs, mask)
 
 
 @pytest.mark.parametrize('deterministic', [True, False])

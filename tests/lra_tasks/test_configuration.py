@@ -1,5 +1,6 @@
 import functools
 import json
+import re
 import subprocess
 import sys
 
@@ -454,6 +455,49 @@ def test_pairs_may_interact():
 def test_seeds_that_cannot_be_are_errors(seed):
   with pytest.raises(ValueError, match=f'random_seed must be an integer in .*, got {seed}'):
     resolve(lra_config(random_seed=seed), 'listops')
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'message'),
+  [
+    ('learning_rate', -0.1, 'learning_rate must be above 0, got -0.1'),
+    ('decay_factor', 0.0, 'decay_factor must be above 0, got 0.0'),
+    ('weight_decay', -1.0, 'weight_decay must be at least 0, got -1.0'),
+    ('grad_clip_norm', -1.0, 'grad_clip_norm must be at least 0, got -1.0'),
+    ('factors', 'constant * warm', "unknown schedule factor 'warm'"),
+  ],
+)
+def test_impossible_values_are_errors(field, value, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    resolve(lra_config(**{field: value}), 'listops')
+
+
+def test_options_may_have_the_name_of_a_field():
+  """The generator has layers of its own; attention_dropout_rate is a field of the run."""
+  config = load_config('listops', 'generative_prf,tiny')
+  config.attention.num_layers = 2
+  fields = resolve(config)
+  arguments = configuration.model_arguments(fields | {'dtype': 'float32'})
+  assert (arguments['attention']['num_layers'], arguments['num_layers']) == (2, 1)
+  config.num_layers = 3
+  arguments = configuration.model_arguments(resolve(config) | {'dtype': 'float32'})
+  assert (arguments['attention']['num_layers'], arguments['num_layers']) == (2, 3)
+  fields = resolve(load_config('listops', 'transformer,tiny')) | {'attention_dropout_rate': 0.25}
+  assert 'attention_dropout_rate' not in fields['attention']
+  arguments = configuration.model_arguments(fields | {'dtype': 'float32'})
+  assert arguments['attention']['attention_dropout_rate'] == 0.25
+  for model, row in MODELS.items():
+    assert set(row.config_fields) <= set(row.options) & set(configuration.DEFAULTS), model
+
+
+def test_a_config_is_loaded_and_changed():
+  file = f'{ROOT}/configs/listops.py:gmm_prf,tiny'
+  config = configuration.load(file, {'warmup': 7, 'attention.tied': False})
+  assert (config.warmup, config.attention.tied) == (7, False)
+  with pytest.raises(ValueError, match="unknown config field 'warm'"):
+    configuration.load(file, {'warm': 7})
+  with pytest.raises(ValueError, match="warmup='x': "):
+    configuration.load(file, {'warmup': 'x'})
 
 
 def test_texts_are_read_byte_by_byte():

@@ -84,6 +84,21 @@ def test_comparisons_by_hand():
   assert re.search(r'gmm_prf − prf +listops +paper +\+4\.00 +± 0\.70 +0–2 +yes\n', text)
 
 
+def test_changed_presets_are_not_compared():
+  runs = [run_of('gmm_prf', 0.5), run_of('prf', 0.1, preset='paper*')]
+  assert make_comparisons(make_report(*runs).tables) == []
+  starred = [run_of('gmm_prf', 0.5, preset='paper*'), run_of('prf', 0.1, preset='paper*')]
+  assert make_comparisons(make_report(*starred).tables) == []
+  assert make_overviews(make_report(*starred, image_run(preset='paper*')).tables) == []
+
+
+def test_figures_of_rows_with_different_splits():
+  built = make_report(make_run(), make_run(model='rks', examples=320, majority_class=0.2))
+  (axis,) = report_figures.accuracies(built.tables[0]).axes
+  lines = {float(line.get_xdata()[0]) for line in axis.get_lines() if line.get_linestyle() == ':'}
+  assert lines == {20.0, 17.1}
+
+
 def test_seeds_that_disagree_leave_it_open():
   runs = []
   for seed, (a, b) in enumerate([(0.40, 0.30), (0.30, 0.36), (0.40, 0.37)]):
