@@ -3,6 +3,14 @@
   python -m lra_tasks.gradient_statistics RUN... --out=DIR [--accuracies=20,40,60,80]
                                           [--examples=50] [--draws=50]
 
+The runs of the paper, six of 200,000 steps:
+
+  for m in gmm_rks gmm_prf; do for r in 0.1 0.5 0.9; do
+    python -m lra_tasks.train --config=configs/sparse_sum.py:$m --config.data.relevance=$r \
+      --model_dir=runs/sparse_sum/$m-$r
+  done; done
+  python -m lra_tasks.gradient_statistics runs/sparse_sum/* --out=runs/sparse_sum_figures
+
 Each RUN is the --model_dir of a run of lra_tasks.train that kept the checkpoints which first
 reached these validation accuracies (`keep_accuracies`), as the presets paper and tuned of
 configs/sparse_sum.py do. Writes and prints gradients.md, the rows of the paper's Table 14, and
@@ -13,7 +21,8 @@ several rows.
 Appendix E.3 records "the gradients on the classifier layer" with 64 neurons, for the first 50
 validation examples and 50 draws of the frequencies. Taken here: the derivative of each example's
 cross entropy with respect to what each neuron of the hidden layer is given, before the ReLU, which
-is that with respect to its bias; in float32, without dropout.
+is that with respect to its bias; in float32, without dropout. An accuracy counts as reached when an
+evaluation of the run has it, for which the frequencies are drawn once, alike in all evaluations.
 """
 
 from __future__ import annotations

@@ -33,7 +33,18 @@ def make_model(model_type):
     'targets': jnp.asarray(random.randint(0, 9, NUM_EXAMPLES)),
   }
   rngs = {'params': jax.random.key(0), 'spectral': jax.random.key(1)}
-  return model, model.init(rngs, batch['inputs'])['params'], batch
+  return model, jax.jit(model.init)(rngs, batch['inputs'])['params'], batch
+
+
+def bias_gradient(model, params):
+  """Return (inputs [1, l], target, key) -> derivative of the loss by the hidden layer's bias."""
+
+  def loss(bias, inputs, target, key):
+    changed = params | {'hidden': params['hidden'] | {'bias': bias}}
+    logits = model.apply({'params': changed}, inputs, rngs={'spectral': key})
+    return -jax.nn.log_softmax(logits[0])[target]
+
+  return jax.jit(functools.partial(jax.grad(loss), jnp.asarray(params['hidden']['bias'])))
 
 
 @pytest.mark.parametrize('model_type', ['gmm_rks', 'gmm_prf', 'transformer'])
@@ -41,19 +52,12 @@ def test_gradients_are_those_of_the_biases(model_type):
   """Example by example, draw by draw, through the whole model."""
   model, params, batch = make_model(model_type)
   keys = jax.random.split(jax.random.key(7), NUM_DRAWS)
-  found = hidden_gradients(model, params, batch, keys)
+  found = jax.jit(functools.partial(hidden_gradients, model))(params, batch, keys)
   assert found.shape == (NUM_DRAWS, NUM_EXAMPLES, 6)
-
-  def loss(bias, key, i):
-    changed = params | {'hidden': params['hidden'] | {'bias': bias}}
-    inputs = batch['inputs'][i : i + 1]
-    logits = model.apply({'params': changed}, inputs, rngs={'spectral': key})
-    return -jax.nn.log_softmax(logits[0])[batch['targets'][i]]
-
-  gradient = jax.jit(jax.grad(loss), static_argnums=2)
+  gradient = bias_gradient(model, params)
   for draw, key in enumerate(keys):
     for i in range(NUM_EXAMPLES):
-      expected = gradient(params['hidden']['bias'], key, i)
+      expected = gradient(batch['inputs'][i : i + 1], batch['targets'][i], key)
       np.testing.assert_allclose(found[draw, i], expected, rtol=2e-4, atol=1e-6)
   assert np.abs(found).max() > 1e-3
   differ = not np.allclose(found[0], found[1], rtol=1e-4)
@@ -100,7 +104,7 @@ def command(*arguments):
 
 
 def test_the_command(shared, run, tmp_path, capsys):
-  """Against a loop over examples and draws of its own, from the checkpoint to the table."""
+  """Against a loop of its own over examples and draws, from the checkpoint to the table."""
   pytest.importorskip('matplotlib')
   arguments = [f'--data_dir={shared}/data', f'--out={tmp_path}/out', '--accuracies=1,100']
   assert command(run, *arguments, '--examples=4', '--draws=3') == 0
@@ -115,22 +119,15 @@ def test_the_command(shared, run, tmp_path, capsys):
   description = read(run, 'config.json')
   model = make_classifier(**description['model'])
   checkpoints = Checkpoints(run / 'checkpoints')
-  like = checkpoints.restore(10, None)
+  params = checkpoints.restore(10, None)['params']
   checkpoints.close()
-  params = like['params']
   data = sparse_sum.SparseSumData(**description['config']['data'])
   tokens, targets = sparse_sum.generate(data, 'validation')
   gradients = np.zeros((3, 4, 64))
+  gradient = bias_gradient(model, params)
   for draw, key in enumerate(jax.random.split(jax.random.key(0), 3)):
     for i in range(4):
-
-      def loss(bias, key=key, i=i):
-        changed = params | {'hidden': params['hidden'] | {'bias': bias}}
-        inputs = jnp.asarray(tokens[i : i + 1], jnp.int32)
-        logits = model.apply({'params': changed}, inputs, rngs={'spectral': key})
-        return -jax.nn.log_softmax(logits[0])[targets[i]]
-
-      gradients[draw, i] = jax.grad(loss)(jnp.asarray(params['hidden']['bias']))
+      gradients[draw, i] = gradient(jnp.asarray(tokens[i : i + 1], jnp.int32), targets[i], key)
   expected = summarise(gradients)
   assert reached == (
     f'| 1 % | 10 | {expected.sd:.3g} | {expected.mean_abs:.3g} | {expected.sd_of_draws:.3g} |'
