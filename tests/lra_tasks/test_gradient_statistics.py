@@ -91,7 +91,7 @@ def test_without_draws_examples_alone_differ():
 def run(shared):
   """A run that keeps the first checkpoints which reach accuracies."""
   path = shared / 'gradients'
-  fields = {'keep_accuracies': PERCENTS, 'eval_frequency': 10, 'save_checkpoints': True}
+  fields = {'keep_accuracies': PERCENTS, 'eval_frequency': 10}
   assert run_here(shared, path, task='sparse_sum', **fields) == 0
   return path
 
@@ -132,6 +132,23 @@ def test_the_command(shared, run, tmp_path, capsys):
   assert reached == (
     f'| 1 % | 10 | {expected.sd:.3g} | {expected.mean_abs:.3g} | {expected.sd_of_draws:.3g} |'
   )
+
+
+def test_a_run_that_goes_on_keeps_what_was_reached(shared, run, tmp_path):
+  shutil.copytree(run, tmp_path / 'run')
+  (tmp_path / 'run/results.json').unlink()
+  for step in steps_in(run):
+    if step > 10:
+      shutil.rmtree(tmp_path / f'run/checkpoints/{step}')
+  fields = {'keep_accuracies': PERCENTS, 'eval_frequency': 10}
+  assert run_here(shared, tmp_path / 'run', task='sparse_sum', **fields) == 0
+  assert steps_in(tmp_path / 'run') == steps_in(run)
+  assert {10, 30, 40} <= set(steps_in(run))
+  assert 20 not in steps_in(run)
+
+
+def steps_in(run):
+  return sorted(int(path.name) for path in (run / 'checkpoints').iterdir())
 
 
 def test_checkpoints_that_were_not_kept(shared, run, tmp_path, capsys):
