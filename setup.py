@@ -31,14 +31,15 @@ RUNTIME = [
 TEST = [
   'beartype>=0.20',  # Checks the annotated shapes in tests.
   'hypothesis>=6.100',
+  'jupytext>=1.16',  # Notebooks have the cells of their sources.
   'matplotlib>=3.8',
   'pytest>=8.0',
   'pytest-xdist>=3.5',  # Two workers halve the time.
   'ruff>=0.12',
 ]
 PLOTS = ['matplotlib>=3.8']  # Of measured speed.
-# For the notebooks to come.
-NOTEBOOKS = ['ipykernel>=6.0', 'jupytext>=1.16', 'matplotlib>=3.8', 'nbmake>=1.5']
+# jupytext --to ipynb --execute notebooks/NAME.py
+NOTEBOOKS = ['ipykernel>=6.0', 'jupytext>=1.16', 'matplotlib>=3.8', 'nbconvert>=7.0']
 
 setuptools.setup(
   name='kl_flax',
