@@ -12,6 +12,7 @@ VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'kl_flax/__init__.py').read
 RUNTIME = [
   'absl-py>=2.1',
   'array_record>=0.8',  # Storage of prepared data sets.
+  'flatbuffers>=24.3',  # Files of exported models; jax.export imports it without declaring it.
   'flax>=0.12',  # Linen modules.
   'grain>=0.2.18',  # Input pipeline whose state can be saved.
   'importlib_resources>=6.0',  # tensorflow-datasets imports it without declaring it.

@@ -44,7 +44,7 @@ def product_dtype(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def divide(
-  numerator: Float[Array, '*b'], denominator: Float[Array, '*#b'], floor: float = 0.0
+  numerator: Float[Array, '*b'], denominator: Float[Array, '*c'], floor: float = 0.0
 ) -> Float[Array, '*b']:
   """Return the ratio; zero where both are zero, as in rows without any valid key.
 

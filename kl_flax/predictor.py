@@ -1,28 +1,34 @@
-"""Predictions of a trained model: restore a run's directory, compile once, predict."""
+"""Predictions of a trained model: restore a run's directory, compile once, predict, vote."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
-from collections.abc import Iterable
+import statistics
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from kl_flax.checkpoints import best_step, ranking, read
 from kl_flax.heads import Classifier, DualClassifier
-from kl_flax.models import make_classifier
+from kl_flax.models import AttentionFactory, get_row, make_classifier
 from kl_flax.tokenizers import Tokenizer, tokenizer_from_dict
 
 logger = logging.getLogger(__name__)
 
 _SHORTEST_BUCKET = 32
 _BATCH_SIZE = 32
+# That exported models run on.
+PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +44,40 @@ class Prediction:
   probabilities: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class Vote:
+  """Answers for n inputs by many draws of the frequencies, and how far the draws agree.
+
+  Attributes:
+    labels: int32[n], the class that most draws predict; of equals the more probable one.
+    probabilities: float32[n, num_classes], means over the draws.
+    votes: int32[n, num_classes], draws that predict each class; rows sum to the number of draws.
+    log_odds: float64[n, samples], of the majority's class against all others, for each draw: with
+      two classes the model's output before the sigmoid, up to its sign.
+  """
+
+  labels: np.ndarray
+  probabilities: np.ndarray
+  votes: np.ndarray
+  log_odds: np.ndarray
+
+  @property
+  def inconsistency(self) -> np.ndarray:
+    """Share of draws that do not predict the majority's class, float64[n] in [0, 1).
+
+    The paper's prediction inconsistency (PI) is that of 100 draws, in percent.
+    """
+    return 1 - self.votes.max(axis=1) / self.votes.sum(axis=1)
+
+  @property
+  def relative_deviation(self) -> np.ndarray:
+    """Standard deviation of the log-odds over the absolute value of their mean, float64[n].
+
+    The paper's relative standard deviation (RSD), which it defines for two classes.
+    """
+    return self.log_odds.std(axis=1) / np.abs(self.log_odds.mean(axis=1))
+
+
 class Predictor:
   """A trained classifier with its tokenizer.
 
@@ -45,13 +85,15 @@ class Predictor:
   their lengths: for each length bucket one for single inputs and one for batches of 32.
 
   Models with a learned kernel draw their frequencies once, as the run's own evaluation does:
-  the same input gives the same answer.
+  the same input gives the same answer. `vote` draws them many times.
 
   Args:
     model: the classifier.
     params: its parameters.
     tokenizer: raw input to ids.
-    spectral_key: PRNG key of the frequencies.
+    spectral_key: PRNG key of the frequencies; draw i is made with `fold_in(spectral_key, i)`, and
+      `predict` takes draw 0.
+    stochastic: whether the model draws anything in prediction.
   """
 
   def __init__(
@@ -60,10 +102,14 @@ class Predictor:
     params: Any,
     tokenizer: Tokenizer,
     spectral_key: jax.Array,
+    *,
+    stochastic: bool = True,
   ) -> None:
     self.model, self.params, self.tokenizer = model, params, tokenizer
+    self.stochastic = stochastic
     self._key = spectral_key
-    self._apply = jax.jit(self._probabilities)
+    self._predict = jax.jit(self._probabilities)
+    self._draw = jax.jit(self._logits_of_draws)
 
   @classmethod
   def restore(cls, model_dir: str, *, step: int | None = None) -> Predictor:
@@ -80,8 +126,7 @@ class Predictor:
     path = os.path.join(model_dir, 'config.json')
     if not os.path.exists(path):
       raise FileNotFoundError(f'{model_dir} holds no trained model: it has no config.json')
-    with open(path) as file:
-      description = json.load(file)
+    model, tokenizer, stochastic = _describe(path)
     directory = os.path.abspath(os.path.join(model_dir, 'checkpoints'))
     options = ocp.CheckpointManagerOptions(best_fn=ranking, create=False)
     with ocp.CheckpointManager(directory, options=options) as manager:
@@ -98,12 +143,8 @@ class Predictor:
           f'checkpoint {step} of {model_dir} cannot be read: {error}; others are {steps}'
         ) from error
     key = jax.random.wrap_key_data(jnp.asarray(state['keys']['evaluation']))
-    return cls(
-      make_classifier(**description['model']),
-      jax.device_put(state['params']),
-      tokenizer_from_dict(description['tokenizer']),
-      jax.random.fold_in(key, 0),
-    )
+    params = jax.device_put(state['params'])
+    return cls(model, params, tokenizer, key, stochastic=stochastic)
 
   def predict(self, inputs: str | bytes | Iterable[Any]) -> Prediction:
     """Return labels and probabilities, in the order of the inputs.
@@ -117,24 +158,138 @@ class Predictor:
       ValueError: for no input at all, an empty one, one that is no pair where pairs are needed, or
         one that the tokenizer does not understand.
     """
+    tokens = self._encode_all(inputs, 'predict')
+    probabilities = np.zeros((len(tokens), self.model.num_classes), np.float32)
+    for rows, batch, lengths in self._batches(tokens):
+      probabilities[rows] = self._predict(self.params, batch, lengths)[: len(rows)]
+    return Prediction(np.argmax(probabilities, axis=1).astype(np.int32), probabilities)
+
+  def vote(self, inputs: str | bytes | Iterable[Any], samples: int = 100) -> Vote:
+    """Return what most of several draws of the frequencies predict, and how far they agree.
+
+    Draws are independent of each other and the same for all inputs, and in every call; the first
+    is that of `predict`. It costs about `samples` times as much: 32 inputs at once, or of a single
+    one 32 draws, so that memory is that of a batch. Where nothing is drawn, one pass counts as all.
+
+    Args:
+      inputs: see `predict`.
+      samples: number of draws, at least 1.
+
+    Raises:
+      TypeError: see `predict`.
+      ValueError: likewise; for fewer than 1 sample.
+    """
+    if samples < 1:
+      raise ValueError(f'samples must be at least 1, got {samples}')
+    tokens = self._encode_all(inputs, 'vote')
+    draws = np.arange(samples)
+    if not self.stochastic:
+      logger.warning('This model draws nothing: a vote is %d times the same prediction.', samples)
+      draws = draws[:1]
+    logits = np.zeros((len(draws), len(tokens), self.model.num_classes), np.float64)
+    for rows, batch, lengths in self._batches(tokens, alone=True):
+      logits[:, rows] = self._draw(self.params, batch, lengths, draws)[:, : len(rows)]
+    return _count(np.broadcast_to(logits, (samples, *logits.shape[1:])))
+
+  def warm_up(
+    self, lengths: Iterable[int] | None = None, batch_sizes: Iterable[int] = (1, _BATCH_SIZE)
+  ) -> dict[tuple[int, int], float]:
+    """Compile what `predict` runs for inputs of these lengths; return how long a call then takes.
+
+    Args:
+      lengths: in tokens; by default the longest that the model takes.
+      batch_sizes: 1, or any other for batches of 32.
+
+    Returns:
+      Seconds of a call, the median of five, by (length that is computed, batch size).
+    """
+    found = {}
+    lengths = [self.model.encoder.max_length] if lengths is None else lengths
+    for bucket in sorted({self._bucket(length) for length in lengths}):
+      for size in sorted({1 if size == 1 else _BATCH_SIZE for size in batch_sizes}):
+        row = [np.ones(bucket, np.int32)] * self.model.num_inputs
+        batch = self._pad([row] * size, bucket)
+        times = []
+        for _ in range(6):
+          start = time.perf_counter()
+          jax.block_until_ready(self._predict(self.params, *batch))
+          times.append(time.perf_counter() - start)
+        found[bucket, size] = statistics.median(times[1:])  # The first one compiles.
+    return found
+
+  def export(self, path: str | os.PathLike[str], *, platforms: Iterable[str] = PLATFORMS) -> None:
+    """Write the model as one file that runs with JAX alone, without this package.
+
+    The file is a `jax.export` artifact of a function from token ids int32[b, l] (of pairs
+    [b, 2, l]) and lengths int32[b] ([b, 2]) to probabilities float32[b, num_classes], for any b and
+    l up to max_length padded with zeros behind each length; parameters and the frequencies of
+    draw 0 are inside. It computes in float32. Beside it, PATH.json tells the tokenizer and the
+    shapes. To run it:
+
+        exported = jax.export.deserialize(bytearray(open(path, 'rb').read()))
+        probabilities = exported.call(ids, lengths)
+
+    Args:
+      path: of the file.
+      platforms: that it is to run on.
+
+    Raises:
+      OSError: if a file cannot be written.
+      ValueError: for an unknown platform.
+    """
+    platforms = tuple(platforms)
+    if unknown := set(platforms).difference(PLATFORMS):
+      raise ValueError(f'platforms must be some of {PLATFORMS}, got {sorted(unknown)}')
+    longest, num_inputs = self.model.encoder.max_length, self.model.num_inputs
+    (size,) = jax.export.symbolic_shape('b')
+    shape = (size, longest) if num_inputs == 1 else (size, num_inputs, longest)
+    arguments = (
+      jax.ShapeDtypeStruct(shape, jnp.int32),
+      jax.ShapeDtypeStruct(shape[:-1], jnp.int32),
+    )
+    portable = Predictor(_portable(self.model), self.params, self.tokenizer, self._key)
+    function = functools.partial(portable._probabilities, self.params)
+    with jax.default_device(jax.local_devices(backend='cpu')[0]):  # No program of this GPU.
+      exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
+    about = {
+      'inputs': ['b', *shape[1:]],
+      'lengths': ['b', *shape[1:-1]],
+      'num_classes': self.model.num_classes,
+      'platforms': platforms,
+      'tokenizer': self.tokenizer.to_dict(),
+    }
+    with open(path, 'wb') as file:
+      file.write(exported.serialize())
+    with open(f'{os.fspath(path)}.json', 'w') as file:
+      json.dump(about, file, indent=2)
+
+  def _encode_all(self, inputs, caller) -> list[list[np.ndarray]]:
+    """Return the ids of all inputs, cut to what the model takes."""
     inputs = [inputs] if isinstance(inputs, (str, bytes)) else list(inputs)
     if not inputs:
-      raise ValueError('predict needs at least one input')
+      raise ValueError(f'{caller} needs at least one input')
     tokens = [self._encode(i, raw) for i, raw in enumerate(inputs)]
     longest = self.model.encoder.max_length
     if cut := sum(any(len(ids) > longest for ids in parts) for parts in tokens):
       logger.warning('%d of %d inputs were cut at max_length=%d.', cut, len(inputs), longest)
-    tokens = [[ids[:longest] for ids in parts] for parts in tokens]
+    return [[ids[:longest] for ids in parts] for parts in tokens]
+
+  def _batches(
+    self, tokens: list[list[np.ndarray]], *, alone: bool = False
+  ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    """Yield rows of the result, ids and lengths of batches, inputs of like lengths together.
+
+    Those that do not fill a batch are padded to one, or come alone.
+    """
     groups: dict[int, list[int]] = {}
     for i, parts in enumerate(tokens):
       groups.setdefault(self._bucket(max(map(len, parts))), []).append(i)
-    probabilities = np.zeros((len(inputs), self.model.num_classes), np.float32)
     for bucket, members in groups.items():
       for start in range(0, len(members), _BATCH_SIZE):
         rows = members[start : start + _BATCH_SIZE]
-        batch, lengths = self._pad([tokens[i] for i in rows], bucket)
-        probabilities[rows] = self._apply(self.params, batch, lengths)[: len(rows)]
-    return Prediction(np.argmax(probabilities, axis=1).astype(np.int32), probabilities)
+        parts = [[i] for i in rows] if alone and len(rows) < _BATCH_SIZE else [rows]
+        for part in parts:
+          yield part, *self._pad([tokens[i] for i in part], bucket)
 
   def _encode(self, index: int, raw: Any) -> list[np.ndarray]:
     """Return the ids of an input: of one sequence, or of two."""
@@ -168,7 +323,63 @@ class Predictor:
       return longest
     return min(longest, max(_SHORTEST_BUCKET, 1 << max(length - 1, 0).bit_length()))
 
-  def _probabilities(self, params: Any, inputs: jax.Array, lengths: jax.Array) -> jax.Array:
+  def _logits(self, params, inputs, lengths, draw):
     mask = jnp.arange(inputs.shape[-1]) < lengths[..., None]
-    logits = self.model.apply({'params': params}, inputs, mask, rngs={'spectral': self._key})
-    return jax.nn.softmax(logits)
+    rngs = {'spectral': jax.random.fold_in(self._key, draw)}
+    return self.model.apply({'params': params}, inputs, mask, rngs=rngs)
+
+  def _probabilities(self, params: Any, inputs: jax.Array, lengths: jax.Array) -> jax.Array:
+    return jax.nn.softmax(self._logits(params, inputs, lengths, 0))
+
+  def _logits_of_draws(self, params, inputs, lengths, draws):
+    """Return logits [draws, b, c]; what does not depend on the draw is computed once a chunk."""
+    function = functools.partial(self._logits, params, inputs, lengths)
+    chunk = max(1, _BATCH_SIZE // len(inputs))
+    return jax.lax.map(function, draws, batch_size=min(chunk, len(draws)))
+
+
+def _describe(path: str) -> tuple[Classifier | DualClassifier, Tokenizer, bool]:
+  """Return model, tokenizer, and whether the model draws, as config.json tells."""
+  try:
+    with open(path) as file:
+      description = json.load(file)
+    options = description['model']
+    tokenizer = tokenizer_from_dict(description['tokenizer'])
+    stochastic = get_row(options['model_type']).is_stochastic(options['attention'])
+    return make_classifier(**options), tokenizer, stochastic
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f'{path} describes no model that this version knows: {error}') from error
+
+
+def _count(logits: np.ndarray) -> Vote:
+  """Return the vote of logits [samples, n, c]."""
+  _, n, num_classes = logits.shape
+  probabilities = _exp_normalised(logits).mean(axis=0)
+  votes = np.zeros((n, num_classes), np.int32)
+  np.add.at(votes, (np.arange(n), logits.argmax(axis=2)), 1)
+  labels = np.lexsort((probabilities, votes), axis=1)[:, -1].astype(np.int32)
+  own = np.arange(num_classes) == labels[:, None]
+  log_odds = logits[:, own] - _log_sum_exp(np.where(own, -np.inf, logits))
+  return Vote(labels, probabilities.astype(np.float32), votes, log_odds.T)
+
+
+def _exp_normalised(logits: np.ndarray) -> np.ndarray:
+  return np.exp(logits - _log_sum_exp(logits)[..., None])
+
+
+def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
+  highest = logits.max(axis=-1)
+  return highest + np.log(np.exp(logits - highest[..., None]).sum(axis=-1))
+
+
+def _portable(model: Classifier | DualClassifier) -> Classifier | DualClassifier:
+  """Return the model in float32, its attention compiled by XLA."""
+  encoder = model.encoder
+  make = encoder.make_attention
+  if isinstance(make, AttentionFactory):
+    options = dict(make.options)
+    if 'implementation' in get_row(make.model_type).options:
+      options['implementation'] = 'xla'
+    make = AttentionFactory.of(make.model_type, options)
+  encoder = encoder.clone(make_attention=make, dtype=jnp.float32, parent=None)
+  return model.clone(encoder=encoder, parent=None)

@@ -123,7 +123,7 @@ def open_run(
     write: False where the run is only to be read.
 
   Yields:
-    The contents of config.json, which tell of all processes that the run was made by.
+    The contents of config.json; to the first process they tell what the run was made by before.
 
   Raises:
     ValueError: if it holds another run, or any run where `resume` is False, or one that is under
@@ -131,13 +131,14 @@ def open_run(
     OSError: if it cannot be written, or the disk has no room for the checkpoints.
   """
   problem = None
+  description = dict(description) | {'sessions': _sessions(None, description)}
   with contextlib.ExitStack() as stack:
     if parallel.is_primary():
       try:
         existing = read_json(os.path.join(model_dir, 'config.json'))
         if existing is not None:
           _refuse(model_dir, _difference(existing, description), resume)
-        description = dict(description) | {'sessions': _sessions(existing, description)}
+        description['sessions'] = _sessions(existing, description)
         if write:
           _check_writable(model_dir, state)
           stack.enter_context(_hold(model_dir))
@@ -146,7 +147,7 @@ def open_run(
         problem = error
     if not parallel.all_agree(problem is None):
       raise problem or ValueError(f'--model_dir={model_dir} cannot be used; process 0 says why')
-    yield dict(description)
+    yield description
 
 
 def _hold(model_dir: str) -> contextlib.AbstractContextManager[None]:

@@ -1,10 +1,15 @@
+import json
+import subprocess
+import sys
+
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kl_flax.models import make_classifier
-from kl_flax.predictor import Predictor
+from kl_flax.predictor import Predictor, _count
 from kl_flax.tokenizers import ByteTokenizer, PixelTokenizer
 
 SIZES = {
@@ -13,9 +18,10 @@ SIZES = {
 }  # fmt: skip
 
 
-def make(tokenizer, max_length, **options):
+def make(tokenizer, max_length, model_type='gmm_prf', **options):
+  settings = SIZES if model_type != 'transformer' else SIZES | {'attention': {}}
   model = make_classifier(
-    'gmm_prf', vocab_size=tokenizer.vocab_size, max_length=max_length, **SIZES, **options
+    model_type, vocab_size=tokenizer.vocab_size, max_length=max_length, **settings | options
   )
   shape = (1, max_length) if model.num_inputs == 1 else (1, 2, max_length)
   rngs = {'params': jax.random.key(0), 'spectral': jax.random.key(1)}
@@ -64,3 +70,146 @@ def test_images():
   assert np.all(np.isfinite(black.probabilities))
   with pytest.raises(ValueError, match='input 0: expected a grey image of 16 pixels'):
     predictor.predict(images[0])
+
+
+# Votes.
+
+
+def test_a_vote_by_hand():
+  # Four draws of one input; log 2 against 1 and 1 is a probability of one half.
+  two, three = np.log(2), np.log(3)
+  vote = _count(np.array([[[two, 0, 0]], [[two, 0, 0]], [[0, two, 0]], [[three, 0, 0]]]))
+  assert (vote.labels.tolist(), vote.votes.tolist()) == ([0], [[3, 1, 0]])
+  np.testing.assert_allclose(vote.probabilities, [[1.85 / 4, 1.2 / 4, 0.95 / 4]], rtol=1e-6)
+  np.testing.assert_allclose(vote.inconsistency, [0.25])
+  # Odds of class 0 against both others: 2 / 2, 2 / 2, 1 / 3, 3 / 2.
+  odds = np.log([1, 1, 1 / 3, 1.5])
+  np.testing.assert_allclose(vote.log_odds, [odds], atol=1e-12)
+  np.testing.assert_allclose(vote.relative_deviation, [odds.std() / abs(odds.mean())])
+  # Of equals, the more probable; far from 0 and 1, too.
+  tie = _count(np.array([[[0.0, 900.0]], [[1000.0, 0.0]]]) / 1000)
+  assert tie.labels.tolist() == [0]
+  certain = _count(np.full((2, 1, 2), [0.0, 900.0]))
+  np.testing.assert_allclose(certain.log_odds, [[900, 900]])
+
+
+@pytest.fixture(scope='module')
+def texts():
+  return make(ByteTokenizer(), 32, num_classes=2)
+
+
+INPUTS = [f'input {i} {"x" * (i % 7)}' for i in range(35)]
+
+
+def logits_of(predictor, text, draw):
+  """The logits of one input, without padding, by one of the draws."""
+  ids = jnp.asarray(predictor.tokenizer.encode(text), jnp.int32)[None]
+  rngs = {'spectral': jax.random.fold_in(jax.random.key(2), draw)}
+  return np.asarray(predictor.model.apply({'params': predictor.params}, ids, rngs=rngs))[0]
+
+
+def test_votes_are_those_of_separate_draws(texts):
+  vote = texts.vote(INPUTS, samples=5)
+  assert (vote.votes.sum(axis=1) == 5).all()
+  for i in (0, 34):  # In a batch of 32, and alone.
+    logits = np.stack([logits_of(texts, INPUTS[i], draw) for draw in range(5)])
+    expected = _count(logits[:, None].astype(np.float64))
+    np.testing.assert_array_equal(vote.votes[i], expected.votes[0])
+    np.testing.assert_allclose(vote.probabilities[i], expected.probabilities[0], rtol=1e-4)
+    # With two classes the log-odds are the difference of the logits: the paper's output.
+    output = logits[:, 1] - logits[:, 0]
+    np.testing.assert_allclose(np.abs(vote.log_odds[i]), np.abs(output), rtol=1e-2, atol=1e-4)
+    assert vote.relative_deviation[i] == pytest.approx(output.std() / abs(output.mean()), rel=1e-2)
+  assert np.any(vote.probabilities != texts.predict(INPUTS).probabilities)
+
+
+def test_the_first_draw_is_that_of_predictions(texts):
+  vote = texts.vote(INPUTS[:3], samples=1)
+  prediction = texts.predict(INPUTS[:3])
+  np.testing.assert_array_equal(vote.labels, prediction.labels)
+  np.testing.assert_allclose(vote.probabilities, prediction.probabilities, rtol=1e-4)
+  assert (vote.inconsistency == 0).all()
+
+
+def test_a_model_that_draws_nothing_says_so(caplog):
+  predictor = make(ByteTokenizer(), 32, 'transformer')
+  predictor.stochastic = False
+  vote = predictor.vote(INPUTS[:2], samples=7)
+  assert 'draws nothing: a vote is 7 times the same prediction' in caplog.text
+  prediction = predictor.predict(INPUTS[:2])
+  np.testing.assert_allclose(vote.probabilities, prediction.probabilities, rtol=1e-5)
+  assert vote.votes.max(axis=1).tolist() == [7, 7]
+  assert (vote.relative_deviation < 1e-12).all()
+
+
+def test_votes_need_samples_and_inputs(texts):
+  with pytest.raises(ValueError, match='samples must be at least 1, got 0'):
+    texts.vote('text', samples=0)
+  with pytest.raises(ValueError, match='vote needs at least one input'):
+    texts.vote([])
+
+
+def test_warm_up_compiles_what_predict_runs():
+  predictor = make(ByteTokenizer(), 64)
+  found = predictor.warm_up([3, 33, 20], batch_sizes=[1, 7])
+  assert found.keys() == {(32, 1), (32, 32), (64, 1), (64, 32)}
+  assert all(seconds > 0 for seconds in found.values())
+  size = predictor._predict._cache_size()
+  predictor.predict(['a', 'b' * 40])
+  assert predictor._predict._cache_size() == size == 4
+  assert make(ByteTokenizer(), 64).warm_up(batch_sizes=[1]).keys() == {(64, 1)}
+
+
+# Files.
+
+LOADER = """
+import sys, json, numpy as np, jax
+exported = jax.export.deserialize(bytearray(open(sys.argv[1], 'rb').read()))
+ids = np.array(json.loads(sys.argv[2]), np.int32)
+lengths = np.array(json.loads(sys.argv[3]), np.int32)
+print(json.dumps(np.asarray(exported.call(ids, lengths), np.float64).tolist()))
+assert not any(name.startswith(('kl_flax', 'flax', 'lra_tasks')) for name in sys.modules)
+"""
+
+
+@pytest.mark.parametrize('kind', ['bfloat16', 'pairs'])
+def test_an_exported_model_runs_without_this_package(tmp_path, pairs, kind):
+  if kind == 'pairs':
+    predictor, inputs = pairs, [('one', 'two'), ('three', 'x')]
+  else:
+    predictor = make(ByteTokenizer(), 32, dtype='bfloat16')
+    inputs = ['one', 'another']
+  path = tmp_path / 'model'
+  predictor.export(path)
+  about = json.loads((tmp_path / 'model.json').read_text())
+  length = predictor.model.encoder.max_length
+  assert about['inputs'] == (['b', 2, length] if kind == 'pairs' else ['b', length])
+  assert (about['num_classes'], about['platforms']) == (3, ['cpu', 'cuda', 'tpu'])
+  assert about['tokenizer'] == ByteTokenizer().to_dict()
+  ids, lengths = predictor._pad([predictor._encode(0, raw) for raw in inputs], length)
+  arguments = [json.dumps(x[:2].tolist()) for x in (ids, lengths)]
+  command = [sys.executable, '-c', 'import jax.export\n' + LOADER, path, *arguments]
+  done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+  found = np.array(json.loads(done.stdout))
+  expected = predictor.predict(inputs).probabilities
+  np.testing.assert_allclose(found, expected, atol=0.02 if kind == 'bfloat16' else 1e-5)
+
+
+def test_unknown_platforms_are_named(texts, tmp_path):
+  with pytest.raises(ValueError, match=r"platforms must be some of .*, got \['gpu'\]"):
+    texts.export(tmp_path / 'model', platforms=['gpu'])
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('{', 'describes no model that this version knows: '),
+    ('{}', "this version knows: 'model'"),
+    ('{"model": {"model_type": "gmm_abc"}, "tokenizer": {}}', 'this version knows'),
+  ],
+)
+def test_what_another_version_wrote_is_named(tmp_path, text, message):
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(ValueError, match=message):
+    Predictor.restore(str(tmp_path))
