@@ -33,6 +33,7 @@ from kl_flax.spectral import as_weighted
 
 # Values that the naive twin may hold at a time: 256 MB in float32.
 _VALUES_AT_ONCE = 2**26
+_naive_weights = jax.jit(naive_attention_weights, static_argnames=('features', 'smoothing'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,51 +148,59 @@ def capture(
 
 
 def capture_inputs(
-  predictor: Predictor, inputs: Sequence[Any], params: Mapping[str, Any] | None = None
+  predictor: Predictor,
+  inputs: Any,
+  params: Mapping[str, Any] | None = None,
+  *,
+  draw: int = 0,
 ) -> list[AttentionLayer]:
   """Return what `capture` does for raw inputs, with the frequencies of the predictor's answers.
 
   Args:
     predictor: see `Predictor.restore`.
-    inputs: as `Predictor.predict` takes them; at least one. They are padded to the longest and cut
-      at the model's max_length.
+    inputs: as `Predictor.predict` takes them; at least one. They are padded to the longest.
     params: in place of the predictor's, such as the initial ones.
+    draw: which draw of `Predictor.vote`; 0 is that of `Predictor.predict`.
 
   Raises:
     TypeError: for an input of the wrong type.
     ValueError: for no input at all, an empty one, or one that the tokenizer does not understand.
   """
-  inputs = [inputs] if isinstance(inputs, (str, bytes)) else list(inputs)
-  if not inputs:
-    raise ValueError('capture_inputs needs at least one input')
-  model = predictor.model
-  rows = [predictor._encode(i, raw) for i, raw in enumerate(inputs)]
-  ids, mask = pad_tokens(model, rows)
-  params = predictor.params if params is None else params
-  return capture(model, params, ids, mask, spectral_key=predictor._key)
+  tokens = predictor._encode_all(inputs, 'capture_inputs')
+  return capture_tokens(predictor, tokens, params, draw=draw)
 
 
-def pad_tokens(
-  model: nn.Module, rows: Sequence[Sequence[np.ndarray]]
-) -> tuple[np.ndarray, np.ndarray]:
-  """Return ids and mask of a batch, int32 and bool [b, l]; of pairs [b, 2, l].
+def capture_tokens(
+  predictor: Predictor,
+  tokens: Sequence[Sequence[np.ndarray]],
+  params: Mapping[str, Any] | None = None,
+  *,
+  draw: int = 0,
+) -> list[AttentionLayer]:
+  """Return what `capture_inputs` does, for token ids.
 
   Args:
-    model: a classifier, which says how many sequences an example has and how long they may be.
-    rows: the sequences of each example.
+    predictor: likewise.
+    tokens: the sequences of each example, one or two; cut at the model's max_length.
+    params: likewise.
+    draw: likewise.
   """
-  longest = model.encoder.max_length
-  length = min(longest, max(len(ids) for parts in rows for ids in parts))
+  model = predictor.model
+  length = min(model.encoder.max_length, max(len(ids) for parts in tokens for ids in parts))
   if model.pooling == 'FLATTEN':
-    length = longest
-  batch = np.zeros((len(rows), model.num_inputs, length), np.int32)
+    length = model.encoder.max_length
+  batch = np.zeros((len(tokens), model.num_inputs, length), np.int32)
   mask = np.zeros(batch.shape, bool)
-  for row, parts in enumerate(rows):
+  for row, parts in enumerate(tokens):
     for column, ids in enumerate(parts):
       ids = ids[:length]
       batch[row, column, : len(ids)] = ids
       mask[row, column, : len(ids)] = True
-  return (batch, mask) if model.num_inputs == 2 else (batch[:, 0], mask[:, 0])
+  if model.num_inputs == 1:
+    batch, mask = batch[:, 0], mask[:, 0]
+  params = predictor.params if params is None else params
+  key = jax.random.fold_in(predictor._key, draw)
+  return capture(model, params, batch, mask, spectral_key=key)
 
 
 def _arguments(query, key, value, key_mask=None, *, deterministic=True):
@@ -236,7 +245,7 @@ def attention_map(
     seen = np.ones((len(chunk), len(valid)), bool)
     if attention.causal:
       seen = np.arange(len(valid)) <= chunk[:, None]
-    return naive_attention_weights(
+    return _naive_weights(
       query[chunk][:, None],
       jnp.broadcast_to(key, (len(chunk), *key.shape)),
       None if layer.omega is None else jnp.asarray(layer.omega),

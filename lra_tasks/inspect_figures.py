@@ -46,7 +46,7 @@ def draw_kernel(trained: AttentionLayer, initial: AttentionLayer, model: str, ti
     bottom, top = _limits(features, learned.kernel, before.kernel)
     for head, axis in enumerate(row):
       _fill_histogram(axis, along[:, head], reach)
-      axis.fill_between([], [], color=_DATA, alpha=0.35, label='of queries and keys')
+      axis.fill_between([], [], color=_DATA, alpha=0.35, label='key − query, of the data')
       axis.plot(t, profiles.gaussian_profile(t), ':', color=_REFERENCE, label='Gaussian')
       axis.plot(t, softmax[head], '--', color=color(SOFTMAX), lw=1, label='softmax, exp(q·k)')
       axis.plot(t, before.kernel[head], color=_INITIAL, label='initial')
@@ -151,8 +151,11 @@ def draw_attention(
     for weights, axis in zip(heads, row, strict=True):
       pooled = _pool(weights)
       extent = (-0.5, len(valid) - 0.5, len(valid) - 0.5, -0.5)
-      axis.imshow(pooled, vmin=0, aspect='auto', interpolation='nearest', extent=extent)
-      axis.set_title(f'0 to {weights.max():.2g}', fontsize=8)
+      low, high = min(0.0, pooled.min()), pooled.max()  # Fourier features give negative ones too.
+      axis.imshow(
+        pooled, vmin=low, vmax=high, aspect='auto', interpolation='nearest', extent=extent
+      )
+      axis.set_title(f'{low:.2g} to {high:.2g}', fontsize=8)
       if len(valid) <= _MOST_NAMES:
         axis.set_xticks(range(len(valid)), names, rotation=90, fontsize=6)
         axis.set_yticks(range(len(valid)), names, fontsize=6)

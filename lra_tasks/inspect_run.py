@@ -205,9 +205,8 @@ def inspect(model_dir: str, options: Any) -> list[Path]:
   # What can be shown is clear before any data is read.
   check_shown(model_type, model, predictor.params, shown)
   rows, what = load_examples(predictor, description, options)
-  ids, mask = inspection.pad_tokens(model, rows)
   trained, initial = (
-    inspection.capture(model, params, ids, mask, spectral_key=predictor._key)
+    inspection.capture_tokens(predictor, rows, params)
     for params in (predictor.params, initial_params(description))
   )
   names = [name_positions(model, predictor.tokenizer, part) for part in rows[0]]
