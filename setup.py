@@ -36,7 +36,7 @@ TEST = [
   'pytest-xdist>=3.5',  # Two workers halve the time.
   'ruff>=0.12',
 ]
-PLOTS = ['matplotlib>=3.8']  # Of measured speed.
+PLOTS = ['matplotlib>=3.8']  # Figures of speed, results and learned kernels.
 # For the notebooks to come.
 NOTEBOOKS = ['ipykernel>=6.0', 'jupytext>=1.16', 'matplotlib>=3.8', 'nbmake>=1.5']
 

@@ -17,7 +17,7 @@ from lra_tasks.plotting import SOFTMAX, color, new_grid
 
 _DIRECTIONS = {'largest variance': 0, 'smallest variance': -1}
 _INITIAL, _REFERENCE, _DATA = '#888888', '#222222', '#bbbbbb'
-# Pixels of a map on each side: longer sequences have rows left out and keys put together.
+# Pixels of a map on each side: longer sequences have rows left out, and means of several keys.
 _MOST_PIXELS = 256
 # Positions that are named at the axes.
 _MOST_NAMES = 40
@@ -57,7 +57,10 @@ def draw_kernel(trained: AttentionLayer, initial: AttentionLayer, model: str, ti
       axis.set(xlim=(-reach, reach), ylim=(bottom, top))
       axis.grid(alpha=0.3)
     row[0].set_ylabel(f'u: {name}\nκ(q, q + t u) / κ(q, q)')
-  return _finish(figure, axes, title, 'displacement t at the temperature; q is the mean query')
+  x_label = 'displacement t at the temperature; q is the mean query'
+  if smoothing := trained.attention.effective_smoothing:
+    x_label += f'; attention adds {smoothing**2:g} to κ'
+  return _finish(figure, axes, title, x_label)
 
 
 def _limits(features: str, *kernels: np.ndarray) -> tuple[float, float]:
@@ -140,7 +143,8 @@ def draw_attention(
   """
   valid = np.flatnonzero(trained.key_mask[sequence])
   names = [names[i] for i in valid]
-  rows = np.unique(np.linspace(0, len(valid) - 1, _MOST_PIXELS).astype(int))
+  step = -(-len(valid) // _MOST_PIXELS)
+  rows = np.arange(0, len(valid), step)
   maps = {'trained': inspection.attention_map(trained, sequence, rows)}
   if inspection.has_closed_form(trained):
     maps['trained, exact kernel'] = inspection.exact_map(trained, sequence, rows)
@@ -149,7 +153,7 @@ def draw_attention(
   figure, axes = new_grid(len(maps), trained.num_heads, size, size)
   for (name, heads), row in zip(maps.items(), axes, strict=True):
     for weights, axis in zip(heads, row, strict=True):
-      pooled = _pool(weights)
+      pooled = _pool(weights, step)
       extent = (-0.5, len(valid) - 0.5, len(valid) - 0.5, -0.5)
       low, high = min(0.0, pooled.min()), pooled.max()  # Fourier features give negative ones too.
       axis.imshow(
@@ -163,16 +167,17 @@ def draw_attention(
   for head, axis in enumerate(axes[0], start=1):
     axis.set_title(f'head {head}: {axis.get_title()}', fontsize=8)
   figure.suptitle(title, fontsize=10)
-  figure.supxlabel('key; a colour is a weight, from dark to bright as above each map', fontsize=8)
+  weight = 'weight' if step == 1 else f'mean weight of {step} keys'
+  text = f'key; a colour is a {weight}, from dark to bright as above each map'
+  figure.supxlabel(text, fontsize=8)
   return figure
 
 
-def _pool(weights: np.ndarray) -> np.ndarray:
-  """Return the map with neighbouring keys added up, where there are too many to be seen."""
-  if weights.shape[1] <= _MOST_PIXELS:
-    return weights
-  starts = np.unique(np.linspace(0, weights.shape[1], _MOST_PIXELS, endpoint=False).astype(int))
-  return np.add.reduceat(weights, starts, axis=1)
+def _pool(weights: np.ndarray, step: int) -> np.ndarray:
+  """Return means over `step` neighbouring keys: all bins alike, or there would be stripes."""
+  starts = np.arange(0, weights.shape[1], step)
+  counts = np.diff([*starts, weights.shape[1]])
+  return np.add.reduceat(weights, starts, axis=1) / counts
 
 
 def _principal(layer: AttentionLayer) -> dict[str, np.ndarray]:

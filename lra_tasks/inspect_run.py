@@ -251,6 +251,12 @@ def _write_error(subject: Subject, out: Path, options: Any) -> list[Path]:
     'predicted one is not to be trusted: the tail that makes the error was never drawn. Attention',
     'divides by a sum of such estimates, where errors that keys share cancel.',
   ]
+  if subject.trained[0].attention.features == 'fourier':
+    lines.append('Fourier features err alike everywhere: where κ is near 0, that is without bound.')
+  if reports[0][0].predicted is None:
+    lines.append(
+      'There is no closed form. Without a known kernel, the mean over the draws stands in.'
+    )
   return [_write_text(out / 'error.md', lines, inspection.error_table(*reports))]
 
 
@@ -283,8 +289,9 @@ def _write_attention(subject: Subject, out: Path, options: Any) -> list[Path]:
   written = []
   for number, pair in enumerate(zip(subject.trained, subject.initial, strict=True), start=1):
     for sequence, names in enumerate(subject.names):
-      which = f'_sequence{sequence + 1}' if len(subject.names) > 1 else ''
-      title = f'{_describe(subject)}, layer {number}{which.replace("_", ", ")}'
+      which, title = '', f'{_describe(subject)}, layer {number}'
+      if len(subject.names) > 1:
+        which, title = f'_sequence{sequence + 1}', f'{title}, sequence {sequence + 1}'
       figure = inspect_figures.draw_attention(*pair, sequence, names, title)
       written.append(_save(figure, out / f'attention_layer{number}{which}.png'))
   return written

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -153,8 +154,6 @@ def test_covariance_and_density_are_those_of_the_draws():
 
 def test_covariance_of_other_samplers_is_measured():
   sampler = Generator(64)
-  import jax
-
   rngs = {'params': jax.random.key(0), 'spectral': jax.random.key(1)}
   params = jax.jit(sampler.init, static_argnums=(1, 2))(rngs, 2, 3)['params']
   found = spectral_covariance(sampler, params, 2, 3, num_draws=300)
