@@ -153,6 +153,7 @@ def capture_inputs(
   params: Mapping[str, Any] | None = None,
   *,
   draw: int = 0,
+  encoded: bool = False,
 ) -> list[AttentionLayer]:
   """Return what `capture` does for raw inputs, with the frequencies of the predictor's answers.
 
@@ -161,39 +162,21 @@ def capture_inputs(
     inputs: as `Predictor.predict` takes them; at least one. They are padded to the longest.
     params: in place of the predictor's, such as the initial ones.
     draw: which draw of `Predictor.vote`; 0 is that of `Predictor.predict`.
+    encoded: see `Predictor.predict`.
 
   Raises:
     TypeError: for an input of the wrong type.
     ValueError: for no input at all, an empty one, or one that the tokenizer does not understand.
   """
-  tokens = predictor._encode_all(inputs, 'capture_inputs')
-  return capture_tokens(predictor, tokens, params, draw=draw)
-
-
-def capture_tokens(
-  predictor: Predictor,
-  tokens: Sequence[Sequence[np.ndarray]],
-  params: Mapping[str, Any] | None = None,
-  *,
-  draw: int = 0,
-) -> list[AttentionLayer]:
-  """Return what `capture_inputs` does, for token ids.
-
-  Args:
-    predictor: likewise.
-    tokens: the sequences of each example, one or two; cut at the model's max_length.
-    params: likewise.
-    draw: likewise.
-  """
+  tokens = predictor._encode_all(inputs, 'capture_inputs', encoded)
   model = predictor.model
-  length = min(model.encoder.max_length, max(len(ids) for parts in tokens for ids in parts))
+  length = max(len(ids) for parts in tokens for ids in parts)
   if model.pooling == 'FLATTEN':
     length = model.encoder.max_length
   batch = np.zeros((len(tokens), model.num_inputs, length), np.int32)
   mask = np.zeros(batch.shape, bool)
   for row, parts in enumerate(tokens):
     for column, ids in enumerate(parts):
-      ids = ids[:length]
       batch[row, column, : len(ids)] = ids
       mask[row, column, : len(ids)] = True
   if model.num_inputs == 1:

@@ -146,25 +146,28 @@ class Predictor:
     params = jax.device_put(state['params'])
     return cls(model, params, tokenizer, key, stochastic=stochastic)
 
-  def predict(self, inputs: str | bytes | Iterable[Any]) -> Prediction:
+  def predict(self, inputs: str | bytes | Iterable[Any], *, encoded: bool = False) -> Prediction:
     """Return labels and probabilities, in the order of the inputs.
 
     Args:
       inputs: raw inputs, any number: strings, bytes, images, or pairs of them for a model of pairs.
         Longer ones than the model takes are cut, as in training, and counted in the log.
+      encoded: whether inputs are token ids already, int[length] (of pairs, two of them).
 
     Raises:
       TypeError: for an input of the wrong type.
       ValueError: for no input at all, an empty one, one that is no pair where pairs are needed, or
         one that the tokenizer does not understand.
     """
-    tokens = self._encode_all(inputs, 'predict')
+    tokens = self._encode_all(inputs, 'predict', encoded)
     probabilities = np.zeros((len(tokens), self.model.num_classes), np.float32)
     for rows, batch, lengths in self._batches(tokens):
       probabilities[rows] = self._predict(self.params, batch, lengths)[: len(rows)]
     return Prediction(np.argmax(probabilities, axis=1).astype(np.int32), probabilities)
 
-  def vote(self, inputs: str | bytes | Iterable[Any], samples: int = 100) -> Vote:
+  def vote(
+    self, inputs: str | bytes | Iterable[Any], samples: int = 100, *, encoded: bool = False
+  ) -> Vote:
     """Return what most of several draws of the frequencies predict, and how far they agree.
 
     Draws are independent of each other and the same for all inputs, and in every call; the first
@@ -174,6 +177,7 @@ class Predictor:
     Args:
       inputs: see `predict`.
       samples: number of draws, at least 1.
+      encoded: see `predict`.
 
     Raises:
       TypeError: see `predict`.
@@ -181,7 +185,7 @@ class Predictor:
     """
     if samples < 1:
       raise ValueError(f'samples must be at least 1, got {samples}')
-    tokens = self._encode_all(inputs, 'vote')
+    tokens = self._encode_all(inputs, 'vote', encoded)
     draws = np.arange(samples)
     if not self.stochastic:
       logger.warning('This model draws nothing: a vote is %d times the same prediction.', samples)
@@ -263,12 +267,12 @@ class Predictor:
     with open(f'{os.fspath(path)}.json', 'w') as file:
       json.dump(about, file, indent=2)
 
-  def _encode_all(self, inputs, caller) -> list[list[np.ndarray]]:
+  def _encode_all(self, inputs, caller, encoded) -> list[list[np.ndarray]]:
     """Return the ids of all inputs, cut to what the model takes."""
     inputs = [inputs] if isinstance(inputs, (str, bytes)) else list(inputs)
     if not inputs:
       raise ValueError(f'{caller} needs at least one input')
-    tokens = [self._encode(i, raw) for i, raw in enumerate(inputs)]
+    tokens = [self._encode(i, raw, encoded) for i, raw in enumerate(inputs)]
     longest = self.model.encoder.max_length
     if cut := sum(any(len(ids) > longest for ids in parts) for parts in tokens):
       logger.warning('%d of %d inputs were cut at max_length=%d.', cut, len(inputs), longest)
@@ -291,7 +295,7 @@ class Predictor:
         for part in parts:
           yield part, *self._pad([tokens[i] for i in part], bucket)
 
-  def _encode(self, index: int, raw: Any) -> list[np.ndarray]:
+  def _encode(self, index: int, raw: Any, encoded: bool = False) -> list[np.ndarray]:
     """Return the ids of an input: of one sequence, or of two."""
     parts = [raw]
     if self.model.num_inputs == 2:
@@ -299,12 +303,20 @@ class Predictor:
       if len(parts) != 2:
         raise ValueError(f'input {index}: expected a pair (first, second), got {raw!r:.80}')
     try:
-      tokens = [self.tokenizer.encode(part) for part in parts]
+      tokens = [self._check_ids(part) if encoded else self.tokenizer.encode(part) for part in parts]
     except (TypeError, ValueError) as error:
       raise type(error)(f'input {index}: {error}') from None
     if not all(map(len, tokens)):
       raise ValueError(f'input {index}: no tokens in {raw!r:.80}')
     return tokens
+
+  def _check_ids(self, ids: Any) -> np.ndarray:
+    ids, size = np.asarray(ids), self.tokenizer.vocab_size
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+      raise TypeError(f'expected token ids int[length], got {ids.dtype}{list(ids.shape)}')
+    if ids.size and not 0 <= ids.min() <= ids.max() < size:
+      raise ValueError(f'token ids must lie in 0 .. {size - 1}, got {ids.min()} .. {ids.max()}')
+    return ids
 
   def _pad(self, tokens: list[list[np.ndarray]], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Return ids and lengths of a batch, filled up to one of the two sizes."""

@@ -1,15 +1,18 @@
 """Checkpoints of a run, on Orbax: train state, place in the data, validation metrics, checksum.
 
 A step directory appears only when it is complete, so a killed run never leaves half of one. Two
-newest checkpoints are kept, and the best on validation. A checkpoint whose contents do not match
-the checksum that was stored with it counts as damaged.
+newest checkpoints are kept, and the best on validation; besides, the first to reach each accuracy
+that the config names. A checkpoint whose contents do not match the checksum that was stored with it
+counts as damaged.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -22,14 +25,38 @@ from lra_tasks import parallel
 logger = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class _FirstToReach(managers.PreservationPolicy):
+  """Keeps, for each of some figures, the first checkpoint that ranks at least as high.
+
+  It is the first of the run, too: whoever reaches a figure first is the best so far, and the loop
+  saves those. When a run goes on from an earlier step, the steps behind it are saved again.
+  """
+
+  figures: tuple[float, ...]
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    """Return a flag for each checkpoint; they come in the order of their steps."""
+    del context
+    kept = [False] * len(checkpoints)
+    for figure in self.figures:
+      for i, checkpoint in enumerate(checkpoints):
+        if checkpoint.metrics is not None and ranking(checkpoint.metrics) >= figure:
+          kept[i] = True
+          break
+    return kept
+
+
 class Checkpoints:
   """The checkpoints under one directory.
 
   Args:
     directory: created if it is missing; any path, made absolute here (Orbax needs that).
+    keep_accuracies: validation accuracies in per cent; of each, the first checkpoint that reaches
+      it is kept.
   """
 
-  def __init__(self, directory: str) -> None:
+  def __init__(self, directory: str, keep_accuracies: Sequence[float] = ()) -> None:
     self.directory = os.path.abspath(directory)
     options = ocp.CheckpointManagerOptions(
       best_fn=ranking,
@@ -37,6 +64,7 @@ class Checkpoints:
         [
           managers.LatestN(2),
           managers.BestN(get_metric_fn=ranking, n=1, keep_checkpoints_without_metrics=False),
+          _FirstToReach(tuple(percent / 100 for percent in keep_accuracies)),
         ]
       ),
     )

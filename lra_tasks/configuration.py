@@ -69,6 +69,7 @@ DEFAULTS: dict[str, Any] = {
   'dtype': 'auto',
   'resample_every': 100,
   'eval_samples': 1,
+  'keep_accuracies': (),
 }
 # Of the preset tiny, whatever the task; each adds its length.
 TINY: dict[str, Any] = {
@@ -105,7 +106,10 @@ NESTED = ('attention', 'data', 'model', 'model_kwargs')
 # Fields that earlier versions did not have: at their defaults, they tell no runs apart.
 _LATER = ('interaction',)
 # Two runs that differ in these alone are repetitions of one experiment.
-REPETITION = ('random_seed', 'trial', 'save_checkpoints', 'restore_checkpoints', 'checkpoint_freq')
+REPETITION = (
+  'random_seed', 'trial', 'save_checkpoints', 'restore_checkpoints', 'checkpoint_freq',
+  'keep_accuracies',
+)  # fmt: skip
 
 
 def parse_argument(argument: str, presets: Iterable[str] = PRESETS) -> tuple[str, str]:
@@ -298,6 +302,7 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
   elif model_kwargs:
     raise ValueError('model_kwargs is for LRA files; here options stand under attention')
   fields['attention'] = _attention_options(fields['model_type'], attention)
+  fields['keep_accuracies'] = tuple(fields['keep_accuracies'])
   fields['data'] = dataclasses.asdict(data_options(task, data))
   if preset_id not in (None, config_id(fields)):
     fields['preset'] += '*'  # Figures under a preset's name must be the preset's.
@@ -528,6 +533,9 @@ def _check_values(fields: Mapping[str, Any]) -> None:
   for name in ('dropout_rate', 'attention_dropout_rate'):
     if not 0 <= fields[name] < 1:
       raise ValueError(f'{name} must lie in [0, 1), got {fields[name]!r}')
+  for percent in fields['keep_accuracies']:
+    if not 0 < percent <= 100:
+      raise ValueError(f'keep_accuracies are percentages above 0, up to 100; got {percent!r}')
   if fields['pooling_mode'] not in POOLINGS:
     raise ValueError(unknown_name('pooling_mode', str(fields['pooling_mode']), POOLINGS))
   if fields['interaction'] is not None:

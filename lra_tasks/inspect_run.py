@@ -205,8 +205,9 @@ def inspect(model_dir: str, options: Any) -> list[Path]:
   # What can be shown is clear before any data is read.
   check_shown(model_type, model, predictor.params, shown)
   rows, what = load_examples(predictor, description, options)
+  encoded = [parts if model.num_inputs == 2 else parts[0] for parts in rows]
   trained, initial = (
-    inspection.capture_tokens(predictor, rows, params)
+    inspection.capture_inputs(predictor, encoded, params, encoded=True)
     for params in (predictor.params, initial_params(description))
   )
   names = [name_positions(model, predictor.tokenizer, part) for part in rows[0]]
@@ -254,9 +255,7 @@ def _write_error(subject: Subject, out: Path, options: Any) -> list[Path]:
   if subject.trained[0].attention.features == 'fourier':
     lines.append('Fourier features err alike everywhere: where κ is near 0, that is without bound.')
   if reports[0][0].predicted is None:
-    lines.append(
-      'There is no closed form. Without a known kernel, the mean over the draws stands in.'
-    )
+    lines.append('There is no closed form; where no kernel is known, it is the mean of the draws.')
   return [_write_text(out / 'error.md', lines, inspection.error_table(*reports))]
 
 

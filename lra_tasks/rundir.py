@@ -30,10 +30,13 @@ _PACKAGES = (
 # What must be the same for a run to be continued.
 _IDENTITY = ('config', 'dataset', 'model')
 # ... but for fields that do not touch the parameters.
-_FREE = ('preset', 'eval_samples', 'save_checkpoints', 'restore_checkpoints', 'checkpoint_freq')
+_FREE = (
+  'preset', 'eval_samples', 'save_checkpoints', 'restore_checkpoints', 'checkpoint_freq',
+  'keep_accuracies',
+)  # fmt: skip
 # What may change while a run goes on.
 _SESSION = ('git_revision', 'versions', 'device', 'processes')
-# Two newest checkpoints, the best one, and the one being written.
+# Two newest checkpoints, the best one, and the one being written; those of accuracies come on top.
 _CHECKPOINTS_ON_DISK = 4
 
 
@@ -140,7 +143,8 @@ def open_run(
           _refuse(model_dir, _difference(existing, description), resume)
         description['sessions'] = _sessions(existing, description)
         if write:
-          _check_writable(model_dir, state)
+          kept = len(description['config'].get('keep_accuracies', ()))
+          _check_writable(model_dir, state, _CHECKPOINTS_ON_DISK + kept)
           stack.enter_context(_hold(model_dir))
           write_json(os.path.join(model_dir, 'config.json'), description)
       except (ValueError, OSError) as error:
@@ -213,7 +217,7 @@ def config_difference(stored: Mapping[str, Any], fields: Mapping[str, Any]) -> l
   return configuration.difference(_essential(stored), _essential(fields), 'config')
 
 
-def _check_writable(model_dir: str, state: Any) -> None:
+def _check_writable(model_dir: str, state: Any, checkpoints: int) -> None:
   probe = os.path.join(model_dir, f'.probe-{jax.process_index()}')
   try:
     os.makedirs(model_dir, exist_ok=True)
@@ -222,7 +226,7 @@ def _check_writable(model_dir: str, state: Any) -> None:
     os.remove(probe)
   except OSError as error:
     raise OSError(f'--model_dir={model_dir} cannot be written: {error.strerror}') from error
-  needed = _CHECKPOINTS_ON_DISK * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  needed = checkpoints * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   free = shutil.disk_usage(model_dir).free
   if free < needed:
     raise OSError(

@@ -15,7 +15,7 @@ from absl import flags
 
 from kl_flax.errors import unknown_name
 from kl_flax.tokenizers import PixelTokenizer, Tokenizer
-from lra_tasks import image, listops, pathfinder, retrieval, text
+from lra_tasks import image, listops, pathfinder, retrieval, sparse_sum, text
 from lra_tasks.datasets import Builder
 
 
@@ -148,6 +148,25 @@ TASKS: dict[str, TaskSpec] = {
       128, num_heads=2, num_layers=1, qkv_dim=16, pooling_mode='MEAN', learn_pos_emb=True
     ),
     _pathfinder(256, num_heads=4, num_layers=2, qkv_dim=32, pooling_mode='CLS', learn_pos_emb=True),
+    # Not of LRA: in place of its base Transformer stands the paper's of Appendix E.2.
+    TaskSpec(
+      name='sparse_sum',
+      num_classes=sparse_sum.NUM_CLASSES,
+      tokenizer=sparse_sum.TOKENIZER,
+      data_options=sparse_sum.SparseSumData,
+      make_builder=sparse_sum.make_builder,
+      is_benchmark=sparse_sum.is_benchmark,
+      task_name='sparse_sum',
+      base_model={
+        'emb_dim': 64,
+        'num_heads': 4,
+        'num_layers': 3,
+        'qkv_dim': 64,
+        'mlp_dim': 64,
+        'max_length': 200,
+        'learn_pos_emb': True,
+      },
+    ),
   ]
 }
 

@@ -131,7 +131,7 @@ def train(
     description = stack.enter_context(
       rundir.open_run(model_dir, description, state, resume=resume, write=not test_only)
     )
-    checkpoints = Checkpoints(os.path.join(model_dir, 'checkpoints'))
+    checkpoints = Checkpoints(os.path.join(model_dir, 'checkpoints'), fields['keep_accuracies'])
     stack.callback(checkpoints.close)
     restored = checkpoints.restore_newest(state, data)
     if restored is None and test_only:

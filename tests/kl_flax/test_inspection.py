@@ -147,7 +147,8 @@ def test_capture_has_the_frequencies_of_predictions(monkeypatch):
     predictor.predict('kernel')
   for layer, omega in zip(found, drawn, strict=True):
     np.testing.assert_allclose(layer.omega, omega, rtol=1e-5, atol=1e-6)
-  others = capture_inputs(predictor, ['kernel'], draw=1)
+  ids = ByteTokenizer().encode('kernel')
+  others = capture_inputs(predictor, [ids], draw=1, encoded=True)
   assert np.abs(others[0].omega - found[0].omega).max() > 0.1
   np.testing.assert_allclose(others[0].query, found[0].query, rtol=1e-5)
   with pytest.raises(ValueError, match='capture_inputs needs at least one input'):

@@ -149,6 +149,22 @@ def test_votes_need_samples_and_inputs(texts):
     texts.vote([])
 
 
+def test_inputs_may_be_encoded_already(texts, pairs):
+  ids = [texts.tokenizer.encode(text) for text in INPUTS[:3]]
+  np.testing.assert_array_equal(
+    texts.predict(ids, encoded=True).probabilities, texts.predict(INPUTS[:3]).probabilities
+  )
+  np.testing.assert_array_equal(
+    texts.vote(ids, 2, encoded=True).votes, texts.vote(INPUTS[:3], 2).votes
+  )
+  both = pairs.predict([(ids[0], ids[1])], encoded=True).probabilities
+  np.testing.assert_array_equal(both, pairs.predict([(INPUTS[0], INPUTS[1])]).probabilities)
+  with pytest.raises(TypeError, match=r'input 0: expected token ids int\[length\], got float64'):
+    texts.predict([[0.5]], encoded=True)
+  with pytest.raises(ValueError, match=r'input 1: token ids must lie in 0 .. 256, got 3 .. 257'):
+    texts.predict([[1], [3, 257]], encoded=True)
+
+
 def test_warm_up_compiles_what_predict_runs():
   predictor = make(ByteTokenizer(), 64)
   found = predictor.warm_up([3, 33, 20], batch_sizes=[1, 7])

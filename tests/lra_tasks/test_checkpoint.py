@@ -16,9 +16,9 @@ def make_data():
   return iter(grain.MapDataset.range(100).to_iter_dataset())
 
 
-def save(directory, scores):
+def save(directory, scores, keep_accuracies=()):
   """Save a checkpoint per (step, score); a score of None means not evaluated."""
-  checkpoints, data = Checkpoints(directory), make_data()
+  checkpoints, data = Checkpoints(directory, keep_accuracies), make_data()
   for step, score in scores:
     metrics = None if score is None else {'accuracy': score}
     checkpoints.save(step, make_state(step), data, metrics)
@@ -34,6 +34,16 @@ def test_two_newest_and_the_best_are_kept(tmp_path):
   save(tmp_path, [(1, 0.2), (2, 0.9), (3, 0.1), (4, None), (5, 0.3), (6, None)])
   assert steps_in(tmp_path) == [2, 5, 6]
   assert Checkpoints(tmp_path).best_step() == 2
+
+
+def test_the_first_to_reach_an_accuracy_are_kept(tmp_path):
+  scores = [(1, 0.1), (2, 0.2), (3, None), (4, 0.15), (5, 0.65), (6, 0.7), (7, 0.9), (8, 0.3)]
+  save(tmp_path, scores, (20, 40, 60, 80, 95))
+  assert steps_in(tmp_path) == [2, 5, 7, 8]
+  # A run that goes on keeps them, too; another one may still be reached.
+  save(tmp_path, [(9, 0.6), (10, 0.96), (11, 0.97), (12, None), (13, None)], (20, 40, 60, 80, 95))
+  assert steps_in(tmp_path) == [2, 5, 7, 10, 11, 12, 13]
+  assert Checkpoints(tmp_path).best_step() == 11
 
 
 def test_of_equal_checkpoints_the_last_is_the_best(tmp_path):

@@ -13,7 +13,7 @@ from ml_collections import config_flags
 from run_helpers import ROOT, load_config, load_config_file
 
 from kl_flax.models import MODELS, AttentionFactory, make_classifier
-from lra_tasks import configuration
+from lra_tasks import configuration, rundir
 from lra_tasks.configuration import difference, parse_argument, resolve
 from lra_tasks.steps import count_parameters
 from lra_tasks.tasks import TASKS
@@ -512,6 +512,39 @@ def test_a_field_that_earlier_versions_had_not_tells_no_runs_apart():
   assert configuration.config_id(earlier) == configuration.config_id(fields)
   changed = fields | {'interaction': 'NLI'}
   assert configuration.config_id(changed) != configuration.config_id(fields)
+
+
+def test_kept_checkpoints_tell_no_runs_apart():
+  config = load_config('listops', 'gmm_prf')
+  fields = resolve(config)
+  assert fields['keep_accuracies'] == ()
+  earlier = {k: v for k, v in fields.items() if k != 'keep_accuracies'}
+  config.keep_accuracies = (20, 62.5)
+  changed = resolve(config)
+  assert changed['preset'] == 'paper'
+  ids = {configuration.config_id(each) for each in (fields, earlier, changed)}
+  assert len(ids) == 1
+  for one in (earlier, changed):
+    assert rundir.config_difference(json.loads(json.dumps(one)), fields) == []
+  for wrong in (0, 100.5, -3):
+    with pytest.raises(ValueError, match=f'percentages above 0, up to 100; got {wrong}'):
+      resolve(lra_config(keep_accuracies=(20, wrong)), 'listops')
+
+
+def test_sparse_sum_has_the_figures_of_appendix_e():
+  fields = resolve(load_config('sparse_sum', 'gmm_rks'))
+  expected = {
+    'preset': 'paper', 'batch_size': 400, 'learning_rate': 5e-6, 'weight_decay': 0.1,
+    'num_layers': 3, 'emb_dim': 64, 'mlp_dim': 64, 'qkv_dim': 64, 'num_heads': 4,
+    'max_length': 200, 'learn_pos_emb': True, 'pooling_mode': 'CLS',
+    'data': {
+      'relevance': 0.5, 'length': 200, 'num_train': 160_000, 'num_valid': 40_000,
+      'num_test': 20_000, 'seed': 0,
+    },
+  }  # fmt: skip
+  assert {name: fields[name] for name in expected} == expected
+  for model in ('gmm_rks', 'gmm_prf'):
+    assert resolve(load_config('sparse_sum', model))['attention']['num_frequencies'] == 64
 
 
 def test_committed_results_have_the_digests_of_their_configs():

@@ -1,0 +1,339 @@
+"""How much redrawn frequencies shake the gradient, and learning curves: the paper's 4.2 from runs.
+
+  python -m lra_tasks.gradient_statistics RUN... --out=DIR [--accuracies=20,40,60,80]
+                                          [--examples=50] [--draws=50]
+
+The runs of the paper, six of 200,000 steps:
+
+  for m in gmm_rks gmm_prf; do for r in 0.1 0.5 0.9; do
+    python -m lra_tasks.train --config=configs/sparse_sum.py:$m --config.data.relevance=$r \
+      --model_dir=runs/sparse_sum/$m-$r
+  done; done
+  python -m lra_tasks.gradient_statistics runs/sparse_sum/* --out=runs/sparse_sum_figures
+
+Each RUN is the --model_dir of a run of lra_tasks.train that kept the checkpoints which first
+reached these validation accuracies (`keep_accuracies`), as the presets paper and tuned of
+configs/sparse_sum.py do. Writes and prints gradients.md, the rows of the paper's Table 14, and
+draws learning_curves.png, its Figure 6, with a panel for each data set. In the table, runs of one
+model on the same data are averaged. An evaluation that reaches several accuracies at once stands in
+several rows.
+
+Appendix E.3 records "the gradients on the classifier layer" with 64 neurons, for the first 50
+validation examples and 50 draws of the frequencies. Taken here: the derivative of each example's
+cross entropy with respect to what each neuron of the hidden layer is given, before the ReLU, which
+is that with respect to its bias; in float32, without dropout. An accuracy counts as reached when an
+evaluation of the run has it, for which the frequencies are drawn once, alike in all evaluations.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+
+from kl_flax import Predictor
+from kl_flax.heads import Classifier
+from kl_flax.models import MODELS, make_classifier
+from lra_tasks import configuration, datasets, pipeline, steps, tasks
+from lra_tasks.console import define_integers, set_up_logging, show_progress, three_digits
+from lra_tasks.files import read_json
+from lra_tasks.plotting import color, label, new_figure
+from lra_tasks.run_log import read_records
+
+
+class Statistics(NamedTuple):
+  """Of the gradients at one checkpoint; every figure is a mean over the neurons.
+
+  Attributes:
+    sd: sample standard deviation over draws and examples together.
+    mean_abs: mean of absolute values over draws and examples.
+    sd_of_draws: sample standard deviation over the draws alone, mean over the examples.
+  """
+
+  sd: float
+  mean_abs: float
+  sd_of_draws: float
+
+
+_HEADERS = {'sd': 'sd', 'mean_abs': 'mean of absolutes', 'sd_of_draws': 'sd of draws'}
+
+
+class Curve(NamedTuple):
+  """A run: what it is about, its validation accuracies, and its gradients.
+
+  Attributes:
+    data: full name of the data set, which tells runs apart that cannot stand side by side.
+    title: task and variant.
+    model: model_type.
+    accuracies: step -> fraction, ascending.
+    gradients: accuracy in per cent -> (step that first reached it, statistics), as far as reached.
+  """
+
+  data: str
+  title: str
+  model: str
+  accuracies: dict[int, float]
+  gradients: dict[int, tuple[int, Statistics]]
+
+
+def hidden_gradients(
+  model: Classifier, params: Any, batch: Mapping[str, jax.Array], keys: jax.Array
+) -> jax.Array:
+  """Return the derivative of every example's loss with respect to the neurons of the hidden layer.
+
+  Args:
+    model: the classifier; n neurons, mlp_dim.
+    params: its parameters.
+    batch: of b examples, see `lra_tasks.pipeline`.
+    keys: PRNG keys, [d], one for each draw of the frequencies.
+
+  Returns:
+    float32[d, b, n], taken before the ReLU.
+  """
+  head = nn.Dense(model.num_classes)
+
+  def loss(hidden):
+    logits = head.apply({'params': params['logits']}, nn.relu(hidden))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['targets'])
+    return jnp.sum(losses)  # Examples have neurons of their own.
+
+  def one(key):
+    _, variables = model.apply(
+      {'params': params},
+      batch['inputs'],
+      steps.key_mask(batch),
+      rngs={'spectral': key},
+      capture_intermediates=lambda module, _: module.name == 'hidden',
+      mutable=['intermediates'],
+    )
+    (hidden,) = variables['intermediates']['hidden']['__call__']
+    return jax.grad(loss)(hidden.astype(jnp.float32))
+
+  return jax.lax.map(one, keys)
+
+
+def summarise(gradients: np.ndarray) -> Statistics:
+  """Return the statistics of gradients[d, b, n], d draws, b examples, n neurons.
+
+  >>> summarise(np.array([[[1.0], [3.0]], [[1.0], [-1.0]]]))
+  Statistics(sd=1.632993161855452, mean_abs=1.5, sd_of_draws=1.4142135623730951)
+  """
+  gradients = np.asarray(gradients, np.float64)
+  together = gradients.reshape(-1, gradients.shape[-1])
+  return Statistics(
+    float(np.mean(np.std(together, axis=0, ddof=1))),
+    float(np.mean(np.abs(together))),
+    float(np.mean(np.std(gradients, axis=0, ddof=1))),
+  )
+
+
+def first_to_reach(accuracies: Mapping[int, float], percent: float) -> int | None:
+  """Return the first step with at least that accuracy, None if there is none.
+
+  >>> first_to_reach({10: 0.15, 20: 0.4, 30: 0.2}, 20)
+  20
+  """
+  return next((step for step, value in accuracies.items() if value >= percent / 100), None)
+
+
+def read_run(
+  run: str, *, percents: Sequence[int], examples: int, draws: int, data_dir: str
+) -> Curve:
+  """Return the learning curve of a run, and its gradients where it first reached accuracies.
+
+  Args:
+    run: its directory.
+    percents: the accuracies, on validation.
+    examples: the first of the validation split are taken.
+    draws: of the frequencies, at least 2.
+    data_dir: where prepared data sets are kept.
+
+  Raises:
+    ValueError: if there is no such run, if it is one of pairs or of other data than `data_dir` has,
+      or if a checkpoint is missing or damaged.
+    OSError: if the data cannot be prepared.
+  """
+  description = read_json(f'{run}/config.json')
+  if description is None:
+    raise ValueError(f'{run} holds no run: it has no config.json')
+  fields = description['config']
+  if tasks.get_task(fields['task']).num_inputs != 1:
+    raise ValueError(f'{run} is of pairs; gradients are taken of classifiers of one sequence')
+  accuracies = {r['step']: r['eval_accuracy'] for r in read_records(f'{run}/metrics.jsonl')}
+  reached = {percent: first_to_reach(accuracies, percent) for percent in percents}
+  reached = {percent: step for percent, step in reached.items() if step is not None}
+  gradients = {}
+  if reached:
+    model = make_classifier(**{**description['model'], 'dtype': 'float32'})
+    batch = _first_examples(run, description, examples, data_dir)
+    keys = jax.random.split(jax.random.key(0), draws)
+    take = jax.jit(functools.partial(hidden_gradients, model))
+    found = {}  # One step may reach several accuracies.
+    with show_progress(f'gradients of {run}', len(set(reached.values()))) as advance:
+      for step in sorted(set(reached.values())):
+        found[step] = summarise(take(_parameters(run, step), batch, keys))
+        advance(1)
+    gradients = {percent: (step, found[step]) for percent, step in reached.items()}
+  return Curve(
+    description['dataset'], description['task'], fields['model_type'], accuracies, gradients
+  )
+
+
+def _parameters(run: str, step: int) -> Any:
+  try:
+    return Predictor.restore(run, step=step).params
+  except FileNotFoundError as error:
+    raise ValueError(
+      f'{error}; a run keeps the first checkpoints that reach accuracies if it is made with, for '
+      "example, --config.keep_accuracies='(20, 40, 60, 80)'"
+    ) from None
+
+
+def _first_examples(
+  run: str, description: Mapping[str, Any], examples: int, data_dir: str
+) -> pipeline.Batch:
+  fields = description['config']
+  with datasets.interruptible():
+    builder = configuration.open_data(fields, data_dir=data_dir, source=None, task_name=None)
+    if builder.info.full_name != description['dataset']:
+      raise ValueError(
+        f'{run} was trained on {description["dataset"]}, --data_dir has {builder.info.full_name}'
+      )
+    datasets.prepare(builder)
+  split = builder.as_data_source('validation')
+  if len(split) < examples:
+    raise ValueError(f'{run}: --examples={examples}, but there are only {len(split)}')
+  return pipeline.collate(split, range(examples), fields['max_length'])
+
+
+# What is written.
+
+
+def _by_data(curves: Iterable[Curve]) -> dict[str, dict[str, list[Curve]]]:
+  """Return the runs by data set and model, models in the order of the registry."""
+  found: dict[str, dict[str, list[Curve]]] = {}
+  place = list(MODELS).index
+  for curve in sorted(curves, key=lambda curve: (curve.data, place(curve.model))):
+    found.setdefault(curve.data, {}).setdefault(curve.model, []).append(curve)
+  return found
+
+
+def table(curves: Sequence[Curve], percents: Sequence[int]) -> str:
+  """Return the gradients in Markdown, a table for each data set.
+
+  Of two models there is the ratio, too, of the first to the second. An accuracy that no run of a
+  model has reached has a dash.
+  """
+  parts = []
+  for data, models in _by_data(curves).items():
+    names = list(models)
+    compared = [*names, ' / '.join(names)] if len(names) == 2 else names
+    header = ['accuracy', *(f'step, {name}' for name in names)]
+    header += [f'{text}, {name}' for text in _HEADERS.values() for name in compared]
+    lines = [f'| {" | ".join(header)} |', f'|{"---:|" * len(header)}']
+    for percent in percents:
+      reached = [
+        [curve.gradients[percent] for curve in models[name] if percent in curve.gradients]
+        for name in names
+      ]
+      cells = [_mean_text([step for step, _ in found], '{:,.0f}'.format) for found in reached]
+      for quantity in _HEADERS:
+        values = [[getattr(statistics, quantity) for _, statistics in found] for found in reached]
+        cells += [_mean_text(part, three_digits) for part in values]
+        if len(names) == 2:
+          both = all(values) and np.mean(values[1]) > 0
+          cells.append(three_digits(np.mean(values[0]) / np.mean(values[1])) if both else '–')
+      lines.append(f'| {percent} % | {" | ".join(cells)} |')
+    runs = ', '.join(f'{name} {len(models[name])}' for name in names)
+    title = models[names[0]][0].title
+    parts.append('\n'.join([f'{title} ({data}); runs: {runs}', '', *lines]))
+  return '\n\n'.join(parts) + '\n'
+
+
+def _mean_text(values: Sequence[float], text: Any) -> str:
+  return text(float(np.mean(values))) if values else '–'
+
+
+def learning_curves(curves: Sequence[Curve]) -> Any:
+  """Return validation accuracy over steps, a panel for each data set and a line for each run.
+
+  Raises:
+    ImportError: without matplotlib.
+  """
+  groups = _by_data(curves)
+  figure, axes = new_figure(len(groups), sharey=True)
+  shown = {}
+  for axis, models in zip(axes, groups.values(), strict=True):
+    for model, runs in models.items():
+      for run in runs:
+        percents = [100 * value for value in run.accuracies.values()]
+        (line,) = axis.plot(list(run.accuracies), percents, color=color(model), linewidth=1)
+        shown.setdefault(label(model), line)
+      axis.set(title=runs[0].title, xlabel='step', ylim=(0, 100))
+  axes[0].set_ylabel('validation accuracy, %')
+  figure.legend(shown.values(), shown.keys(), loc='outside right upper', frameon=False)
+  return figure
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+  """Define the command's flags; not at import, so that commands can share names."""
+  define = lambda name, default, text: flags.DEFINE_string(
+    name, default, text, flag_values=flag_values
+  )
+  define('out', None, 'Directory of the table and the figure; created if need be.')
+  define('data_dir', tasks.DATA_DIR, 'Where prepared data sets are kept.')
+  number = lambda name, default, text, least: flags.DEFINE_integer(
+    name, default, text, lower_bound=least, flag_values=flag_values
+  )
+  number('examples', 50, 'The first examples of the validation split.', 1)
+  number('draws', 50, 'Draws of the frequencies.', 2)
+  define_integers('accuracies', (20, 40, 60, 80), 'Validation accuracies in %.', flag_values)
+  flags.adopt_module_key_flags(sys.modules[__name__], flag_values)
+
+
+def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
+  """Write table and figure of the runs `argv[1:]`; return the exit code: 0, or 1 after an error."""
+  set_up_logging()
+  try:
+    if len(argv) < 2 or flag_values.out is None:
+      raise ValueError('name --out and at least one run; --help tells more')
+    curves = [
+      read_run(
+        run,
+        percents=flag_values.accuracies,
+        examples=flag_values.examples,
+        draws=flag_values.draws,
+        data_dir=flag_values.data_dir,
+      )
+      for run in argv[1:]
+    ]
+    text = table(curves, flag_values.accuracies)
+    directory = Path(flag_values.out)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / 'gradients.md').write_text(text, encoding='utf-8')
+    print(text, end='')
+    # Without the version, so that the same figure gives the same file.
+    path = directory / 'learning_curves.png'
+    learning_curves(curves).savefig(path, metadata={'Software': None})
+    print(path)
+  except ImportError as error:
+    print(f'error: {error}; pip install matplotlib', file=sys.stderr)
+    return 1
+  except (ValueError, OSError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == '__main__':
+  define_flags()
+  app.run(main)

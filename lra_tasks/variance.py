@@ -1,0 +1,342 @@
+"""How much the draws of the frequencies change what trained models predict.
+
+  python -m lra_tasks.variance RUN [RUN ...] [--split=test] [--samples=100] [--out=DIR]
+
+Each RUN is the --model_dir of a run of `lra_tasks.train`. Every example is predicted with so many
+draws, and the KL-Transformer paper's section 4.1 is measured on the whole split:
+
+  accuracy   mean over the draws
+  voting     accuracy of the class that most draws predict (VA)
+  gain       voting / accuracy (AGV)
+  PI         prediction inconsistency: draws that do not predict that class, %, mean over examples
+  RSD        standard deviation over draws / |mean| of the log-odds, median over examples; the mean,
+             which a few examples near the border decide, is in the file
+
+--out gets variance.json, a figure of each task with two runs or more (variance_TASK.png, the
+paper's Figure 5), and with three or more how the metrics go together (correlations_TASK.png,
+Figures 9 and 10).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import app, flags
+
+from kl_flax.predictor import Predictor
+from lra_tasks import configuration, datasets, tasks
+from lra_tasks.console import set_up_logging, show_progress
+from lra_tasks.files import read_json, write_json
+from lra_tasks.plotting import color, label, new_figure
+from lra_tasks.tasks import get_task
+
+# Examples whose votes are counted at a time.
+_CHUNK = 256
+
+
+class Variance(NamedTuple):
+  """What was found of one run on one split; fractions, not percentages.
+
+  Attributes:
+    model: its name.
+    preset: of its config.
+    seed: of the run.
+    task: its name.
+    split: that was predicted.
+    examples: their number.
+    samples: draws.
+    accuracy: mean over the draws.
+    voting_accuracy: of the majority's class (VA).
+    inconsistency: mean over the examples (PI).
+    median_deviation: median over the examples of the relative standard deviation (RSD).
+    mean_deviation: its mean.
+  """
+
+  model: str
+  preset: str
+  seed: int
+  task: str
+  split: str
+  examples: int
+  samples: int
+  accuracy: float
+  voting_accuracy: float
+  inconsistency: float
+  median_deviation: float
+  mean_deviation: float
+
+  @property
+  def gain(self) -> float:
+    """Return voting accuracy over accuracy (AGV)."""
+    return self.voting_accuracy / self.accuracy if self.accuracy else float('nan')
+
+
+def measure(
+  predictor: Predictor, examples: Iterable[tuple[Any, int]], samples: int
+) -> dict[str, float]:
+  """Return the metrics of `Variance` on examples.
+
+  Args:
+    predictor: of the run.
+    examples: token ids (of pairs, two) and target of each.
+    samples: number of draws.
+
+  Raises:
+    ValueError: if there is no example.
+  """
+  right, voted, inconsistency, deviation = [], [], [], []
+  for inputs, targets in _chunks(examples):
+    vote = predictor.vote(inputs, samples, encoded=True)
+    right.append(vote.votes[np.arange(len(targets)), targets] / samples)
+    voted.append(vote.labels == targets)
+    inconsistency.append(vote.inconsistency)
+    deviation.append(vote.relative_deviation)
+  if not right:
+    raise ValueError('there is no example to measure on')
+  return {
+    'accuracy': _mean(right),
+    'voting_accuracy': _mean(voted),
+    'inconsistency': _mean(inconsistency),
+    'median_deviation': float(np.median(np.concatenate(deviation))),
+    'mean_deviation': _mean(deviation),
+  }
+
+
+def _mean(parts: Sequence[np.ndarray]) -> float:
+  return float(np.mean(np.concatenate(parts)))
+
+
+def _chunks(examples: Iterable[tuple[Any, int]]) -> Iterator[tuple[list[Any], np.ndarray]]:
+  inputs, targets = [], []
+  for tokens, target in examples:
+    inputs.append(tokens)
+    targets.append(target)
+    if len(inputs) == _CHUNK:
+      yield inputs, np.array(targets)
+      inputs, targets = [], []
+  if inputs:
+    yield inputs, np.array(targets)
+
+
+def measure_run(
+  model_dir: str,
+  *,
+  split: str,
+  samples: int,
+  limit: int | None = None,
+  data_dir: str,
+  source: str | None = None,
+) -> Variance:
+  """Return what was found of a trained run on the data that it was trained with.
+
+  Args:
+    model_dir: the run's directory.
+    split: 'train', 'validation' or 'test'.
+    samples: number of draws.
+    limit: of examples, the first ones; None for all.
+    data_dir: where prepared data sets are kept.
+    source: raw data to prepare from.
+
+  Raises:
+    FileNotFoundError: if there is no run or no checkpoint.
+    ValueError: if the data is another, or there is none.
+  """
+  predictor = Predictor.restore(model_dir)
+  description = read_json(os.path.join(model_dir, 'config.json')) or {}
+  fields = description['config']
+  variant = description['task'].partition('/')[2] or None
+  builder = configuration.open_data(fields, data_dir=data_dir, source=source, task_name=variant)
+  datasets.prepare(builder)
+  if builder.info.full_name != description['dataset']:
+    raise ValueError(
+      f'{model_dir} was trained on {description["dataset"]}, not on {builder.info.full_name}: '
+      'give the same --source'
+    )
+  records = builder.as_data_source(split)
+  count = len(records) if limit is None else min(limit, len(records))
+  spec = get_task(fields['task'])
+  with show_progress(f'{model_dir}: predicting', count) as advance:
+    found = measure(predictor, _examples(records, count, spec.num_inputs, advance), samples)
+  return Variance(
+    fields['model_type'],
+    fields['preset'],
+    fields['random_seed'],
+    description['task'],
+    split,
+    count,
+    samples,
+    **found,
+  )
+
+
+def _examples(records, count, num_inputs, advance) -> Iterator[tuple[Any, int]]:
+  names = ['inputs'] if num_inputs == 1 else [f'inputs{k + 1}' for k in range(num_inputs)]
+  for start in range(0, count, _CHUNK):
+    for record in records.__getitems__(list(range(start, min(start + _CHUNK, count)))):
+      parts = [record[name] for name in names]
+      yield parts[0] if num_inputs == 1 else parts, int(record['target'])
+    advance(min(_CHUNK, count - start))
+
+
+# Tables and figures.
+
+
+def render(found: Sequence[Variance]) -> str:
+  """Return a table of all runs."""
+  header = ('model', 'preset', 'seed', 'task', 'accuracy', 'voting', 'gain', 'PI %', 'RSD')
+  rows = [header]
+  for v in found:
+    rows.append(
+      (
+        v.model,
+        v.preset,
+        str(v.seed),
+        v.task,
+        f'{100 * v.accuracy:.2f}',
+        f'{100 * v.voting_accuracy:.2f}',
+        f'{v.gain:.4f}',
+        f'{100 * v.inconsistency:.2f}',
+        f'{v.median_deviation:.3f}',
+      )
+    )
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = []
+  for row in rows:
+    cells = [
+      cell.ljust(width) if i in (0, 1, 3) else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    lines.append('  '.join(cells).rstrip())
+  first = found[0]
+  title = f'{first.samples} draws of each of {first.examples:,} examples ({first.split} split)'
+  return '\n'.join([title, '', lines[0], '─' * max(map(len, lines)), *lines[1:]])
+
+
+def draw_metrics(found: Sequence[Variance]) -> Any:
+  """Return the four metrics of the runs of one task side by side: Figure 5."""
+  titles = ('RSD, median', 'PI, %', 'gain by voting', 'voting accuracy, %')
+  figure, axes = new_figure(len(titles), width=2.8, height=3.4)
+  for axis, title, values in zip(
+    axes, titles, zip(*map(_metrics, found), strict=True), strict=True
+  ):
+    axis.bar(range(len(found)), values, color=[color(v.model) for v in found])
+    axis.set_title(title)
+    axis.set_xticks([])
+    spread = max(values) - min(values)
+    if title.startswith(('gain', 'voting')) and spread:  # Bars from 0 would all look alike.
+      axis.set_ylim(min(values) - spread, max(values) + 0.2 * spread)
+    axis.grid(axis='y', alpha=0.3)
+  for v in found:
+    axes[0].bar([0], [0], color=color(v.model), label=_name(v))
+  figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper', frameon=False)
+  figure.supxlabel(f'{found[0].task}, {found[0].split} split, {found[0].samples} draws', fontsize=8)
+  return figure
+
+
+def _metrics(v: Variance) -> tuple[float, ...]:
+  return v.median_deviation, 100 * v.inconsistency, v.gain, 100 * v.voting_accuracy
+
+
+def _name(v: Variance) -> str:
+  return f'{label(v.model)}, {v.preset}, seed {v.seed}'
+
+
+def draw_correlations(found: Sequence[Variance]) -> Any:
+  """Return pairs of metrics over the runs of one task, with R² of a line: Figures 9 and 10."""
+  rsd, pi, gain, _ = zip(*map(_metrics, found), strict=True)
+  pairs = (('RSD', rsd, 'gain', gain), ('PI, %', pi, 'gain', gain), ('RSD', rsd, 'PI, %', pi))
+  figure, axes = new_figure(len(pairs), width=3.4, height=3.4)
+  for axis, (x_name, x, y_name, y) in zip(axes, pairs, strict=True):
+    for v, a, b in zip(found, x, y, strict=True):
+      axis.plot(a, b, 'o', color=color(v.model), label=_name(v))
+    axis.set(xlabel=x_name, ylabel=y_name, title=f'R² = {r_squared(x, y):.2f}')
+    axis.grid(alpha=0.3)
+  figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper', frameon=False)
+  return figure
+
+
+def r_squared(x: Sequence[float], y: Sequence[float]) -> float:
+  """Return the squared correlation; NaN where one of them does not vary.
+
+  >>> round(r_squared([1, 2, 3], [1, 2, 4]), 3)
+  0.964
+  """
+  if np.ptp(x) == 0 or np.ptp(y) == 0:
+    return float('nan')
+  return float(np.corrcoef(x, y)[0, 1] ** 2)
+
+
+def write(found: Sequence[Variance], out: str) -> list[Path]:
+  """Write variance.json and the figures that the runs make; return the files."""
+  directory = Path(out)
+  directory.mkdir(parents=True, exist_ok=True)
+  paths = [directory / 'variance.json']
+  write_json(str(paths[0]), {'runs': [v._asdict() | {'gain': v.gain} for v in found]})
+  by_task: Mapping[str, list[Variance]] = {v.task: [] for v in found}
+  for v in found:
+    by_task[v.task].append(v)
+  for task, own in by_task.items():
+    drawings = [('variance', draw_metrics, 2), ('correlations', draw_correlations, 3)]
+    for name, draw, least in drawings:
+      if len(own) >= least:
+        paths.append(directory / f'{name}_{task.replace("/", "_")}.png')
+        draw(own).savefig(paths[-1], metadata={'Software': None})
+  return paths
+
+
+# The command.
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+  """Define the command's flags; not at import, so that commands can share names."""
+  define = lambda kind, *arguments: kind(*arguments, flag_values=flag_values)
+  define(flags.DEFINE_string, 'split', 'test', 'train, validation or test.')
+  define(flags.DEFINE_integer, 'samples', 100, 'Draws of the frequencies for each example.')
+  define(flags.DEFINE_integer, 'limit', None, 'Examples, the first of the split; by default all.')
+  define(flags.DEFINE_string, 'out', None, 'Directory for variance.json and figures.')
+  define(
+    flags.DEFINE_string, 'data_dir', tasks.DATA_DIR, 'Where prepared data sets are kept.'
+  )  # fmt: skip
+  define(flags.DEFINE_string, 'source', None, 'Raw data, if a run was given one.')
+
+
+def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
+  """Measure the runs `argv[1:]`; return the exit code: 0, or 1 after an error."""
+  set_up_logging()
+  try:
+    if len(argv) < 2:
+      raise ValueError('name the directory of at least one run; --help tells more')
+    if flag_values.split not in ('train', 'validation', 'test'):
+      raise ValueError(f'--split must be train, validation or test, got {flag_values.split!r}')
+    for name, least in (('samples', 2), ('limit', 1)):
+      value = flag_values[name].value
+      if value is not None and value < least:
+        raise ValueError(f'--{name} must be at least {least}, got {value}')
+    options = {name: flag_values[name].value for name in ('split', 'samples', 'limit', 'source')}
+    found = [measure_run(run, data_dir=flag_values.data_dir, **options) for run in argv[1:]]
+    print(render(found))
+    if flag_values.out:
+      for path in write(found, flag_values.out):
+        print(path)
+  except ImportError as error:
+    print(f'error: {error}; pip install matplotlib', file=sys.stderr)
+    return 1
+  except (ValueError, OSError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  return 0
+
+
+def run() -> None:
+  """Run the command."""
+  define_flags()
+  app.run(main, flags_parser=configuration.parse_flags)
+
+
+if __name__ == '__main__':
+  run()

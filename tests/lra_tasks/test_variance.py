@@ -1,0 +1,146 @@
+import json
+
+import numpy as np
+import pytest
+from absl import flags
+
+from kl_flax.predictor import Predictor, Vote
+from lra_tasks import variance
+from lra_tasks.variance import Variance, draw_correlations, draw_metrics, measure, r_squared
+
+
+class Scripted:
+  """Votes that are known beforehand: example i has row i of them."""
+
+  def __init__(self, votes, log_odds):
+    self.votes, self.log_odds = np.array(votes, np.int32), np.array(log_odds, float)
+
+  def vote(self, inputs, samples, *, encoded):
+    assert encoded
+    rows = np.array(inputs)
+    votes = self.votes[rows]
+    assert (votes.sum(axis=1) == samples).all()
+    probabilities = np.zeros(votes.shape, np.float32)
+    return Vote(votes.argmax(axis=1), probabilities, votes, self.log_odds[rows])
+
+
+def test_metrics_by_hand():
+  votes = [[4, 0], [1, 3], [3, 1], [2, 2]]
+  log_odds = [[1, 1, 1, 1], [3, 1, 1, -1], [1, 1, 1, -1], [2, 2, -1, 1]]
+  predictor = Scripted(votes, log_odds)
+  found = measure(predictor, zip(range(4), [0, 1, 1, 0], strict=True), 4)
+  # Right draws: 4, 3, 1, 2 of 4; majorities 0, 1, 0 and, of equals, 0.
+  assert found['accuracy'] == pytest.approx(10 / 16)
+  assert found['voting_accuracy'] == pytest.approx(3 / 4)
+  assert found['inconsistency'] == pytest.approx((0 + 1 + 1 + 2) / 16)
+  # Standard deviations 0, 2^(1/2), 3^(1/2) / 2, 1.5^(1/2); means 1, 1, 1/2, 1.
+  deviations = [0, 2**0.5, 3**0.5, 1.5**0.5]
+  assert found['mean_deviation'] == pytest.approx(np.mean(deviations))
+  assert found['median_deviation'] == pytest.approx((1.5**0.5 + 2**0.5) / 2)
+
+
+def test_chunks_make_no_difference(monkeypatch):
+  random = np.random.default_rng(0)
+  first = random.integers(0, 6, 11)
+  predictor = Scripted(np.stack([first, 5 - first], 1), random.normal(size=(11, 5)))
+  examples = list(zip(range(11), random.integers(0, 2, 11), strict=True))
+  whole = measure(predictor, examples, 5)
+  monkeypatch.setattr(variance, '_CHUNK', 4)
+  parts = measure(predictor, examples, 5)
+  assert parts == pytest.approx(whole)
+  with pytest.raises(ValueError, match='there is no example'):
+    measure(predictor, [], 5)
+
+
+def result(model, seed, rsd, pi, gain, task='text'):
+  return Variance(model, 'paper', seed, task, 'test', 9, 100, 0.6, 0.6 * gain, pi, rsd, 2 * rsd)
+
+
+FOUND = [
+  result('gmm_prf', 0, 0.1, 0.02, 1.01),
+  result('gmm_rks', 0, 0.2, 0.04, 1.02),
+  result('fastfood_prf', 1, 0.3, 0.06, 1.04),
+]
+
+
+def test_correlations_by_hand():
+  # Of 1, 2, 3 and 1, 2, 4: covariance 1.5, variances 1 and 7/3: 2.25 / (7/3).
+  assert r_squared([1, 2, 3], [1, 2, 4]) == pytest.approx(2.25 * 3 / 7)
+  assert np.isnan(r_squared([1, 1], [1, 2]))
+  titles = [axis.get_title() for axis in draw_correlations(FOUND).axes]
+  assert titles == ['R² = 0.96', 'R² = 0.96', 'R² = 1.00']
+
+
+def test_bars_are_the_metrics():
+  heights = [[bar.get_height() for bar in axis.patches[:3]] for axis in draw_metrics(FOUND).axes]
+  assert heights == [
+    pytest.approx([0.1, 0.2, 0.3]),
+    pytest.approx([2, 4, 6]),
+    pytest.approx([1.01, 1.02, 1.04]),
+    pytest.approx([60.6, 61.2, 62.4]),
+  ]
+
+
+def test_files_of_each_task(tmp_path):
+  others = [result('gmm_prf', 0, 0.1, 0.02, 1.0, task='listops')]
+  paths = variance.write(FOUND + others, str(tmp_path / 'out'))
+  assert [path.name for path in paths] == [
+    'variance.json', 'variance_text.png', 'correlations_text.png'
+  ]  # fmt: skip
+  runs = json.loads(paths[0].read_text())['runs']
+  assert len(runs) == 4
+  assert runs[2]['gain'] == pytest.approx(1.04)
+
+
+@pytest.fixture(autouse=True)
+def _keep_logging(monkeypatch):
+  monkeypatch.setattr(variance, 'set_up_logging', lambda: None)
+
+
+def run(capsys, *arguments):
+  """Exit code, output and errors of the command with these arguments."""
+  values = flags.FlagValues()
+  variance.define_flags(values)
+  code = variance.main(values(['variance', *map(str, arguments)]), values)
+  return code, *capsys.readouterr()
+
+
+def test_a_trained_run_is_measured(capsys, shared, reference, tmp_path):
+  options = ['--samples=3', '--limit=40', f'--data_dir={shared}/data', f'--out={tmp_path}']
+  code, out, err = run(capsys, reference, *options)
+  assert code == 0, err
+  assert '3 draws of each of 40 examples (test split)' in out
+  (found,) = json.loads((tmp_path / 'variance.json').read_text())['runs']
+  predictor = Predictor.restore(str(reference))
+  assert predictor.stochastic
+  assert found['examples'] == 40
+  assert 0 < found['accuracy'] < 0.5
+  assert 0 <= found['inconsistency'] < 1
+  assert found['median_deviation'] > 0
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ([], 'name the directory of at least one run'),
+    (['x', '--split=all'], "--split must be train, validation or test, got 'all'"),
+    (['x', '--samples=1'], '--samples must be at least 2, got 1'),
+    (['x', '--limit=0'], '--limit must be at least 1, got 0'),
+    (['nowhere'], 'nowhere holds no trained model'),
+  ],
+)
+def test_errors_name_the_value_and_the_rule(capsys, arguments, message):
+  code, out, err = run(capsys, *arguments)
+  assert (code, out) == (1, '')
+  assert err.startswith(f'error: {message}')
+
+
+def test_other_data_is_refused(capsys, shared, reference, tmp_path):
+  other = tmp_path / 'run'
+  other.mkdir()
+  (other / 'checkpoints').symlink_to(reference / 'checkpoints')
+  config = json.loads((reference / 'config.json').read_text())
+  (other / 'config.json').write_text(json.dumps(config | {'dataset': 'listops/other/1.0.0'}))
+  code, _, err = run(capsys, other, f'--data_dir={shared}/data', '--samples=2')
+  assert code == 1
+  assert 'was trained on listops/other/1.0.0, not on listops/generated' in err
