@@ -37,7 +37,7 @@ TEST = [
   'pytest-xdist>=3.5',  # Two workers halve the time.
   'ruff>=0.12',
 ]
-PLOTS = ['matplotlib>=3.8']  # Of measured speed.
+PLOTS = ['matplotlib>=3.8']  # Of speed, results and learned kernels.
 # jupytext --to ipynb --execute notebooks/NAME.py
 NOTEBOOKS = ['ipykernel>=6.0', 'jupytext>=1.16', 'matplotlib>=3.8', 'nbconvert>=7.0']
 

@@ -269,8 +269,8 @@ def approximation_report(
     np.asarray(x, np.float64)[batch, rng.integers(x.shape[1], size=num_pairs)] for x in (query, key)
   ]
   q, k = (np.swapaxes(x, 0, 1) * head_dim**-0.25 for x in rows)  # [H, n, D]
-  log_estimates = _draw_estimates(q, k, sampler, params or {}, features, num_draws, seed)
-  exact = [_closed_form(features, q[h], k[h], sampler, params, h) for h in range(num_heads)]
+  log_estimates = draw_estimates(q, k, sampler, params or {}, features, num_draws, seed)
+  exact = [closed_form(features, q[h], k[h], sampler, params or {}, h) for h in range(num_heads)]
   if exact[0] is not None:
     log_scale = np.stack([e.log_scale for e in exact])
   else:
@@ -289,11 +289,29 @@ def approximation_report(
   )
 
 
-def _draw_estimates(q, k, sampler, params, features, num_draws, seed) -> np.ndarray:
-  """Return one estimate of each kernel a draw, float64 [draws, H, n]; its log unless Fourier."""
-  num_heads, _, head_dim = q.shape
-  z = jnp.asarray(k - q if features == 'fourier' else k + q, jnp.float32)
-  norm = -NORM_FACTOR.get(features, 0.0) * np.sum(q**2 + k**2, axis=-1)
+def draw_estimates(
+  query: np.ndarray,
+  key: np.ndarray,
+  sampler: nn.Module,
+  params: Mapping[str, Any],
+  features: FeatureMap,
+  num_draws: int,
+  seed: int,
+) -> np.ndarray:
+  """Return one estimate of each kernel a draw, float64 [draws, H, n]; its log unless Fourier.
+
+  Args:
+    query: [H, n, D], already divided by D^(1/4); pairs are formed row by row.
+    key: [H, n, D], likewise.
+    sampler: module that returns omega.
+    params: its parameters.
+    features: 'fourier', 'positive' or 'softmax'.
+    num_draws: of all frequencies.
+    seed: of the draws.
+  """
+  num_heads, _, head_dim = query.shape
+  z = jnp.asarray(key - query if features == 'fourier' else key + query, jnp.float32)
+  norm = -NORM_FACTOR.get(features, 0.0) * np.sum(query**2 + key**2, axis=-1)
   params = jax.tree.map(jnp.asarray, params)
 
   @jax.jit
@@ -310,28 +328,75 @@ def _draw_estimates(q, k, sampler, params, features, num_draws, seed) -> np.ndar
   return np.asarray(jax.lax.map(draw, keys), np.float64) + norm
 
 
-def _closed_form(features, q, k, sampler, params, head) -> Estimate | None:
-  """Return what a sampler should give; of some (`_is_gaussian`) the kernel alone is meant."""
-  mean, scale = np.zeros((1, q.shape[1])), np.ones((1, q.shape[1]))
-  if _is_gaussian(sampler):
-    return mixture_estimate(features, q, k, mean, scale, 1)
-  if isinstance(sampler, Gaussian):
-    options = {'num_noise': sampler.num_frequencies}
-  elif isinstance(sampler, GaussianMixture):
-    mean, scale = _mixture(params, head)
-    options = {
-      'num_noise': sampler.num_frequencies // sampler.num_components,
-      'shared_noise': sampler.tied or sampler.shared_noise,
-    }
-    if sampler.tied:
-      mean, scale = np.concatenate([mean, -mean]), np.concatenate([scale, scale])
-    if sampler.weights == 'learned':
-      logits = np.asarray(params['weight_logits'][head], np.float64)
-      options['shares'] = np.exp(logits) / np.sum(np.exp(logits))
-  else:
+class Mixture(NamedTuple):
+  """A Gaussian mixture that frequencies are drawn from.
+
+  Attributes:
+    mean: mu, float64 [C, D].
+    scale: S as matrices, float64 [C, D, D], or their diagonals [C, D].
+    shares: pi, float64 [C], summing to one.
+  """
+
+  mean: np.ndarray
+  scale: np.ndarray
+  shares: np.ndarray
+
+
+def spectral_mixture(
+  sampler: nn.Module, params: Mapping[str, Any], head: int, head_dim: int
+) -> Mixture | None:
+  """Return the distribution that the frequencies of one head have, each by itself.
+
+  Weights of stretched draws are taken into account. None where it is no Gaussian mixture; that of
+  `StructuredOrthogonal` without learned diagonals is only near to what is returned, N(0, I).
+  """
+  if isinstance(sampler, Gaussian) or _is_gaussian(sampler):
+    return Mixture(np.zeros((1, head_dim)), np.ones((1, head_dim)), np.ones(1))
+  if not isinstance(sampler, GaussianMixture):
     return None
-  options |= {'antithetic': sampler.antithetic, 'typical_norm': sampler.typical_norm}
-  return mixture_estimate(features, q, k, mean, scale, **options)
+  mean, scale = _free_components(params, head)
+  if sampler.tied:
+    mean, scale = np.concatenate([mean, -mean]), np.concatenate([scale, scale])
+  shares = np.full(len(mean), 1 / len(mean))
+  if sampler.weights == 'learned':
+    logits = np.asarray(params['weight_logits'][head], np.float64)
+    shares = np.exp(logits) / np.sum(np.exp(logits))
+  return Mixture(mean, scale, shares)
+
+
+def closed_form(
+  features: FeatureMap,
+  query: np.ndarray,
+  key: np.ndarray,
+  sampler: nn.Module,
+  params: Mapping[str, Any],
+  head: int,
+) -> Estimate | None:
+  """Return kernel and error of a sampler's estimates, of one head; None without a closed form.
+
+  Of samplers of N(0, I) whose frequencies depend on each other the kernel alone is meant.
+
+  Args:
+    features: 'fourier', 'positive' or 'softmax'.
+    query: [n, D], already divided by D^(1/4).
+    key: [n, D], likewise.
+    sampler: module that returns omega.
+    params: its parameters.
+    head: which one.
+  """
+  mixture = spectral_mixture(sampler, params, head, query.shape[1])
+  if mixture is None:
+    return None
+  options = {}
+  num_noise = 1
+  if not _is_gaussian(sampler):
+    num_noise = sampler.num_frequencies // getattr(sampler, 'num_components', 1)
+    options = {'antithetic': sampler.antithetic, 'typical_norm': sampler.typical_norm}
+  if isinstance(sampler, GaussianMixture):
+    options['shared_noise'] = sampler.tied or sampler.shared_noise
+  return mixture_estimate(
+    features, query, key, mixture.mean, mixture.scale, num_noise, shares=mixture.shares, **options
+  )
 
 
 def _is_gaussian(sampler) -> bool:
@@ -342,7 +407,7 @@ def _is_gaussian(sampler) -> bool:
   return structured or isinstance(sampler, OrthogonalGaussian)
 
 
-def _mixture(params, head) -> tuple[np.ndarray, np.ndarray]:
+def _free_components(params, head) -> tuple[np.ndarray, np.ndarray]:
   """Return mean and scale of one head's free components."""
   mean = np.asarray(params['mean'][head], np.float64)
   if 'scale' in params:
@@ -352,7 +417,7 @@ def _mixture(params, head) -> tuple[np.ndarray, np.ndarray]:
 
 def _typical_norm(o, params, head) -> float:
   if params and 'mean' in params:
-    _, scale = _mixture(params, head)
+    _, scale = _free_components(params, head)
     a = np.einsum('cij,ni->cnj', scale, o) if scale.ndim == 3 else scale[:, None] * o
     return float(np.mean(np.sum(a**2, axis=-1)))
   return float(np.mean(np.sum(o**2, axis=-1)))

@@ -34,7 +34,24 @@ def new_figure(columns: int = 1, width: float = 4.6, height: float = 4.2, **opti
   Raises:
     ImportError: without matplotlib, which the extra `plots` has.
   """
+  figure, axes = new_grid(1, columns, width, height, **options)
+  return figure, axes[0]
+
+
+def new_grid(rows: int, columns: int, width: float, height: float, **options: Any) -> Any:
+  """Return a figure with room for a legend on its right, and its axes as an array of rows.
+
+  Args:
+    rows: of axes.
+    columns: of axes.
+    width: of one, in inches.
+    height: likewise.
+    **options: of matplotlib's `Figure.subplots`.
+
+  Raises:
+    ImportError: without matplotlib, which the extra `plots` has.
+  """
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(width * columns + 1.8, height), dpi=120, layout='constrained')
-  return figure, figure.subplots(1, columns, squeeze=False, **options)[0]
+  figure = Figure(figsize=(width * columns + 1.8, height * rows), dpi=120, layout='constrained')
+  return figure, figure.subplots(rows, columns, squeeze=False, **options)

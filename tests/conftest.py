@@ -54,6 +54,7 @@ def reference(shared):
 
 # Files that share a run, or what Numba compiles in 15 seconds, are for one worker.
 _TOGETHER = {
+  'tests/lra_tasks/test_inspect_run.py': 'tests/lra_tasks/test_train.py',
   'tests/lra_tasks/test_parallel_runs.py': 'tests/lra_tasks/test_train.py',
   'tests/lra_tasks/test_variance.py': 'tests/lra_tasks/test_train.py',
   'tests/lra_tasks/test_pathfinder.py': 'tests/lra_tasks/test_pathfinder_images.py',

@@ -1,0 +1,239 @@
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kl_flax import inspection
+from kl_flax.attention import KernelAttention
+from kl_flax.encoder import sinusoidal_positions
+from kl_flax.inspection import capture, capture_inputs
+from kl_flax.models import make_classifier
+from kl_flax.orthogonal import Gaussian
+from kl_flax.predictor import Predictor
+from kl_flax.tokenizers import ByteTokenizer
+
+SIZES = {
+  'num_classes': 3, 'vocab_size': 257, 'emb_dim': 8, 'num_heads': 2, 'num_layers': 2, 'qkv_dim': 8,
+  'mlp_dim': 8, 'max_length': 16,
+}  # fmt: skip
+IDS = np.array([[5, 9, 2, 7, 7, 3], [4, 4, 8, 0, 0, 0]])
+MASK = IDS > 0
+
+
+def make(model_type='gmm_prf', attention=None, **options):
+  if attention is None:
+    attention = {} if model_type in ('transformer', 'linear_transformer') else {
+      'num_frequencies': 8
+    }  # fmt: skip
+  model = make_classifier(model_type, attention=attention, **SIZES | options)
+  rngs = {'params': jax.random.key(0), 'spectral': jax.random.key(1)}
+  shape = (1, 4) if model.num_inputs == 1 else (1, 2, 16)
+  return model, jax.jit(model.init)(rngs, jnp.zeros(shape, jnp.int32))['params']
+
+
+@pytest.fixture(scope='module')
+def layers():
+  return capture(*make(), IDS, MASK)
+
+
+def test_queries_and_keys_are_the_projections(layers):
+  """Embedding, position, normalisation and product by hand, for the first layer."""
+  _, params = make()
+  encoder = params['encoder']
+  x = np.asarray(encoder['embedding']['table'])[IDS]
+  x = np.concatenate([np.broadcast_to(encoder['cls'], (2, 1, 8)), x], axis=1)
+  x = x + sinusoidal_positions(7, 8)
+  x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-6)
+  norm = encoder['block_0']['attention_norm']
+  x = x * norm['scale'] + norm['bias']
+  kernel = np.asarray(encoder['block_0']['attention']['qkv'])
+  found = layers[0]
+  for i, ours in enumerate((found.query, found.key, found.value)):
+    expected = np.einsum('blf,fhd->blhd', x, kernel[:, i])
+    np.testing.assert_allclose(ours[:, :7], expected, rtol=1e-4, atol=1e-5)
+  # CLS first, then the sequence; the encoder pads to a multiple of 8.
+  np.testing.assert_array_equal(found.key_mask.sum(axis=1), [7, 4])
+  assert found.key_mask.shape == (2, 8)
+  assert found.path == 'encoder/block_0/attention/KernelAttention_0'
+  assert found.params.keys() == {'mean', 'log_variance'}
+  assert found.is_learned
+  assert (found.num_heads, found.head_dim) == (2, 4)
+
+
+MAPS = {
+  'gmm_prf': {},
+  'gmm_rks': {},
+  'weighted': {'model_type': 'gmm_prf', 'attention': {
+    'num_frequencies': 8, 'tied': False, 'weights': 'learned', 'typical_norm': 1.0}},
+  'fastfood_rks': {},
+  'performer': {},
+  'linear_transformer': {},
+  'transformer': {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', MAPS)
+def test_maps_are_what_the_model_applied(name):
+  """Rows sum to one, and with the values they give the output."""
+  options = {'model_type': name} | MAPS[name]
+  (layer,) = capture(*make(**options, num_layers=1), IDS, MASK)
+  for sequence, count in enumerate((7, 4)):
+    weights = inspection.attention_map(layer, sequence)
+    assert weights.shape == (2, count, count)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+    valid = layer.key_mask[sequence]
+    expected = np.einsum('hrs,shd->rhd', weights, layer.value[sequence, valid])
+    np.testing.assert_allclose(layer.output[sequence, valid], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_rows_of_maps_do_not_depend_on_others(layers, monkeypatch):
+  whole = inspection.attention_map(layers[1])
+  monkeypatch.setattr(inspection, '_VALUES_AT_ONCE', 300)  # Two rows at a time.
+  some = inspection.attention_map(layers[1], rows=[3, 0, 6])
+  np.testing.assert_allclose(some, whole[:, [3, 0, 6]], rtol=1e-5, atol=1e-6)
+
+
+def test_causal_maps_see_no_later_key():
+  x = np.random.default_rng(0).normal(size=(3, 2, 5, 1, 4)).astype(np.float32)
+
+  class Model(nn.Module):
+    @nn.compact
+    def __call__(self, inputs, key_mask=None):
+      return KernelAttention(Gaussian(8, parent=None), causal=True)(*inputs)
+
+  (layer,) = capture(Model(), {}, x, spectral_key=jax.random.key(2))
+  assert not layer.is_learned
+  for found in (inspection.attention_map(layer, 1), inspection.exact_map(layer, 1)):
+    assert np.all(np.triu(found[0], 1) == 0)
+    np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-5)
+  expected = np.einsum('hrs,shd->rhd', inspection.attention_map(layer, 1), layer.value[1])
+  np.testing.assert_allclose(layer.output[1], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('model_type', ['gmm_prf', 'gmm_rks'])
+def test_many_frequencies_approach_the_exact_map(model_type):
+  model, params = make(model_type, {'num_frequencies': 20_000}, num_layers=1)
+  layer = capture(model, params, IDS, MASK)[0]
+  # Nearer to zero, where tails are light enough to be drawn.
+  layer = dataclasses.replace(layer, query=layer.query / 2, key=layer.key / 2)
+  exact = inspection.exact_map(layer, 0)
+  np.testing.assert_allclose(exact.sum(axis=-1), 1)
+  np.testing.assert_allclose(inspection.exact_map(layer, 0, rows=[2]), exact[:, [2]])
+  off = np.abs(inspection.attention_map(layer, 0) - exact).max()
+  few = dataclasses.replace(layer, omega=layer.omega[:, :8])
+  assert off < 0.01
+  assert np.abs(inspection.attention_map(few, 0) - exact).max() > 4 * off
+
+
+def test_capture_has_the_frequencies_of_predictions(monkeypatch):
+  model, params = make()
+  predictor = Predictor(model, params, ByteTokenizer(), jax.random.key(3))
+  found = capture_inputs(predictor, 'kernel')
+  drawn = []
+
+  def look(call, args, kwargs, context):
+    out = call(*args, **kwargs)
+    if (context.module.name, context.method_name) == ('sampler', '__call__'):
+      drawn.append(np.asarray(out))
+    return out
+
+  # Without compilation, or nothing but tracers would be seen.
+  predict = lambda params, *batch: predictor._probabilities(params, *map(jnp.asarray, batch))
+  monkeypatch.setattr(predictor, '_predict', predict)
+  with nn.intercept_methods(look):
+    predictor.predict('kernel')
+  for layer, omega in zip(found, drawn, strict=True):
+    np.testing.assert_allclose(layer.omega, omega, rtol=1e-5, atol=1e-6)
+  ids = ByteTokenizer().encode('kernel')
+  others = capture_inputs(predictor, [ids], draw=1, encoded=True)
+  assert np.abs(others[0].omega - found[0].omega).max() > 0.1
+  np.testing.assert_allclose(others[0].query, found[0].query, rtol=1e-5)
+  with pytest.raises(ValueError, match='capture_inputs needs at least one input'):
+    capture_inputs(predictor, [])
+
+
+def test_pairs_and_shared_layers():
+  model, params = make(num_inputs=2, tied_weights=True, pooling='FLATTEN')
+  predictor = Predictor(model, params, ByteTokenizer(), jax.random.key(3))
+  found = capture_inputs(predictor, [('one', 'four'), ('a', 'b')])
+  assert [layer.path for layer in found] == ['encoder/block/attention/KernelAttention_0'] * 2
+  assert found[0].key_mask.sum(axis=1).tolist() == [3, 4, 1, 1]
+  assert np.abs(found[0].query - found[1].query).max() > 1e-3
+  assert found[0].params is not None
+  assert [row.layer for row in inspection.eigenvalue_rows(found)] == [1, 1, 2, 2]
+
+
+def test_pairs_of_positions_are_valid_ones(layers):
+  query, key = inspection.sample_pairs(layers[1], 300)
+  assert query.shape == key.shape == (300, 2, 4)
+  layer = layers[1]
+  for x, whole in ((query, layer.query), (key, layer.key)):
+    rows = {row.tobytes() for row in whole[layer.key_mask]}
+    assert {row.tobytes() for row in x} == rows  # All valid ones, and no padding.
+
+
+def test_error_report_is_of_the_layer(layers):
+  layer = layers[0]  # Nearer to zero, where tails are light enough to be drawn.
+  layer = dataclasses.replace(layer, query=layer.query / 4, key=layer.key / 4)
+  report = inspection.error_report(layer, num_pairs=30, num_draws=50)
+  assert report.measured.shape == report.predicted.shape == (2, 30)
+  assert 0.7 < np.median(report.measured) / np.median(report.predicted) < 1.4
+  text = inspection.error_table([report], [report]).splitlines()
+  assert len(text) == 2 + 4
+  assert text[2].startswith('| 1 | 1 | trained | ')
+  assert '–' not in text[2]
+  fastfood = capture(*make('fastfood_prf', num_layers=1), IDS, MASK)[0]
+  report = inspection.error_report(fastfood, num_pairs=5, num_draws=5)
+  assert '| – | – |' in inspection.error_table([report])
+
+
+def test_eigenvalue_tables():
+  model, params = make('gmm_rks', {'num_frequencies': 8, 'tied': False}, num_layers=1)
+  layer = capture(model, params, IDS, MASK)[0]
+  scale = np.random.default_rng(0).normal(size=(2, 2, 4, 4))
+  layer.params['scale'] = scale
+  rows = inspection.eigenvalue_rows([layer])
+  assert [row[:3] for row in rows] == [(1, 1, 1), (1, 1, 2), (1, 2, 1), (1, 2, 2)]
+  for row in rows:
+    s = scale[row.head - 1, row.component - 1]
+    values = np.linalg.eigvalsh(s @ s.T)
+    expected = [values.min(), values.max(), values.mean()]
+    np.testing.assert_allclose(row[3:], expected, rtol=1e-5, atol=1e-9)
+  header = inspection.eigenvalue_table(rows, rows).splitlines()[0]
+  assert header.startswith('| layer | head | component | trained, minimum |')
+  assert header.endswith('| initial, mean |')
+
+
+def test_eigenvalues_of_other_samplers_are_measured():
+  layer = capture(*make('performer', num_layers=1), IDS, MASK)[0]
+  for row in inspection.eigenvalue_rows([layer]):
+    assert row[3:] == (1, 1, 1)
+  layer = capture(*make('generative_prf', num_layers=1), IDS, MASK)[0]
+  for row in inspection.eigenvalue_rows([layer]):
+    assert 0 < row.minimum < row.mean < row.maximum < 1  # Frequencies lie in (−1, 1).
+
+
+def test_what_cannot_be_shown_is_named(layers):
+  with pytest.raises(ValueError, match='sequence must be in 0 to 1, got 2'):
+    inspection.attention_map(layers[0], 2)
+  with pytest.raises(ValueError, match='rows must be in 0 to 3, got 1 to 4'):
+    inspection.attention_map(layers[0], 1, rows=[1, 4])
+  softmax = capture(*make('transformer', num_layers=1), IDS, MASK)
+  for function in (inspection.error_report, inspection.exact_map):
+    with pytest.raises(ValueError, match='SoftmaxAttention_0'):
+      function(softmax[0])
+  with pytest.raises(ValueError, match='has no frequencies, hence no spectral covariance'):
+    inspection.eigenvalue_rows(softmax)
+  fastfood = capture(*make('fastfood_prf', num_layers=1), IDS, MASK)[0]
+  with pytest.raises(ValueError, match='no closed form, see attention_map'):
+    inspection.exact_map(fastfood)
+
+  class Nothing(nn.Module):
+    def __call__(self, inputs, key_mask=None):
+      return inputs
+
+  with pytest.raises(ValueError, match='Nothing has no attention to look into'):
+    capture(Nothing(), {}, IDS)
