@@ -168,7 +168,7 @@ def capture_inputs(
     TypeError: for an input of the wrong type.
     ValueError: for no input at all, an empty one, or one that the tokenizer does not understand.
   """
-  tokens = predictor._encode_all(inputs, 'capture_inputs', encoded)
+  tokens = predictor.encode(inputs, 'capture_inputs', encoded=encoded)
   model = predictor.model
   length = max(len(ids) for parts in tokens for ids in parts)
   if model.pooling == 'FLATTEN':
@@ -182,7 +182,7 @@ def capture_inputs(
   if model.num_inputs == 1:
     batch, mask = batch[:, 0], mask[:, 0]
   params = predictor.params if params is None else params
-  key = jax.random.fold_in(predictor._key, draw)
+  key = jax.random.fold_in(predictor.spectral_key, draw)
   return capture(model, params, batch, mask, spectral_key=key)
 
 

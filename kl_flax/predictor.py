@@ -107,7 +107,7 @@ class Predictor:
   ) -> None:
     self.model, self.params, self.tokenizer = model, params, tokenizer
     self.stochastic = stochastic
-    self._key = spectral_key
+    self.spectral_key = spectral_key
     self._predict = jax.jit(self._probabilities)
     self._draw = jax.jit(self._logits_of_draws)
 
@@ -159,7 +159,7 @@ class Predictor:
       ValueError: for no input at all, an empty one, one that is no pair where pairs are needed, or
         one that the tokenizer does not understand.
     """
-    tokens = self._encode_all(inputs, 'predict', encoded)
+    tokens = self.encode(inputs, 'predict', encoded=encoded)
     probabilities = np.zeros((len(tokens), self.model.num_classes), np.float32)
     for rows, batch, lengths in self._batches(tokens):
       probabilities[rows] = self._predict(self.params, batch, lengths)[: len(rows)]
@@ -185,7 +185,7 @@ class Predictor:
     """
     if samples < 1:
       raise ValueError(f'samples must be at least 1, got {samples}')
-    tokens = self._encode_all(inputs, 'vote', encoded)
+    tokens = self.encode(inputs, 'vote', encoded=encoded)
     draws = np.arange(samples)
     if not self.stochastic:
       logger.warning('This model draws nothing: a vote is %d times the same prediction.', samples)
@@ -251,7 +251,7 @@ class Predictor:
       jax.ShapeDtypeStruct(shape, jnp.int32),
       jax.ShapeDtypeStruct(shape[:-1], jnp.int32),
     )
-    portable = Predictor(_portable(self.model), self.params, self.tokenizer, self._key)
+    portable = Predictor(_portable(self.model), self.params, self.tokenizer, self.spectral_key)
     function = functools.partial(portable._probabilities, self.params)
     with jax.default_device(jax.local_devices(backend='cpu')[0]):  # No program of this GPU.
       exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
@@ -267,8 +267,20 @@ class Predictor:
     with open(f'{os.fspath(path)}.json', 'w') as file:
       json.dump(about, file, indent=2)
 
-  def _encode_all(self, inputs, caller, encoded) -> list[list[np.ndarray]]:
-    """Return the ids of all inputs, cut to what the model takes."""
+  def encode(
+    self, inputs: str | bytes | Iterable[Any], caller: str = 'encode', *, encoded: bool = False
+  ) -> list[list[np.ndarray]]:
+    """Return the token ids of inputs, cut to what the model takes: one array each, of pairs two.
+
+    Args:
+      inputs: see `predict`.
+      caller: that errors name.
+      encoded: see `predict`.
+
+    Raises:
+      TypeError: see `predict`.
+      ValueError: likewise.
+    """
     inputs = [inputs] if isinstance(inputs, (str, bytes)) else list(inputs)
     if not inputs:
       raise ValueError(f'{caller} needs at least one input')
@@ -337,7 +349,7 @@ class Predictor:
 
   def _logits(self, params, inputs, lengths, draw):
     mask = jnp.arange(inputs.shape[-1]) < lengths[..., None]
-    rngs = {'spectral': jax.random.fold_in(self._key, draw)}
+    rngs = {'spectral': jax.random.fold_in(self.spectral_key, draw)}
     return self.model.apply({'params': params}, inputs, mask, rngs=rngs)
 
   def _probabilities(self, params: Any, inputs: jax.Array, lengths: jax.Array) -> jax.Array:

@@ -75,7 +75,12 @@ MAPS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('name', MAPS)
+_MORE = {'fastfood_rks', 'performer'}  # Of the same kinds as others.
+
+
+@pytest.mark.parametrize(
+  'name', [pytest.param(n, marks=pytest.mark.slow if n in _MORE else []) for n in MAPS]
+)
 def test_maps_are_what_the_model_applied(name):
   """Rows sum to one, and with the values they give the output."""
   options = {'model_type': name} | MAPS[name]

@@ -161,6 +161,7 @@ def test_model_without_learned_kernel(tmp_path, monkeypatch, capsys):
     assert str(tmp_path / 'attention_layer1.png') in files
 
 
+@pytest.mark.slow
 def test_long_pairs_without_closed_form(tmp_path, monkeypatch, capsys):
   """Each tower has a figure; there are more positions than pixels; kernels come from draws."""
   make_run(
