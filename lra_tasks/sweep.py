@@ -38,16 +38,12 @@ from kl_flax.models import get_row
 from lra_tasks import configuration, results, rundir, tasks
 from lra_tasks.console import define_integers, set_up_logging
 from lra_tasks.files import is_taken, lock, read_json
+from lra_tasks.report_summary import PAPER_MODELS
 from lra_tasks.tasks import get_task
 
 # Not __name__: this file runs as __main__.
 logger = logging.getLogger('lra_tasks.sweep')
 
-# Those of the paper, and their controls.
-MODELS = (
-  'gmm_prf', 'fastfood_prf', 'generative_prf', 'gmm_rks', 'fastfood_rks', 'generative_rks',
-  'transformer', 'linear_transformer', 'performer', 'prf', 'rks',
-)  # fmt: skip
 KEPT_FILES = ('config.json', 'metrics.jsonl', 'results.json')
 # Seconds that a run needs before its first step; with less left, none is begun.
 _START = 30
@@ -374,7 +370,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Define the command's flags; not at import, so that commands can share names."""
   define = lambda kind, *arguments: kind(*arguments, flag_values=flag_values)
   define(flags.DEFINE_list, 'tasks', None, 'Tasks, each of which has a file in --configs.')
-  define(flags.DEFINE_list, 'models', list(MODELS), 'Models.')
+  define(flags.DEFINE_list, 'models', list(PAPER_MODELS), 'Models; those of the paper by default.')
   define(define_integers, 'seeds', [0], 'Seeds; the first one of everything comes first.')
   define(flags.DEFINE_string, 'preset', None, "Preset of all configs; by default each model's own.")
   define(

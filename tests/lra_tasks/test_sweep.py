@@ -315,7 +315,7 @@ def test_wrong_flags_are_named(capsys, arguments, message):
 def test_dry_run_runs_nothing(capsys, tmp_path):
   code, out, _ = run(capsys, '--tasks=listops', '--dry_run', f'--runs={tmp_path}/runs')
   assert code == 0
-  assert out.endswith(f'{len(sweep.MODELS)} waiting\n')
+  assert out.endswith(f'{len(sweep.PAPER_MODELS)} waiting\n')
   assert not (tmp_path / 'runs').exists()
 
 
