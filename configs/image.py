@@ -49,7 +49,7 @@ _PAPER = _LRA | {
   'checkpoint_freq': 10 * _EPOCH,
   # Learned kernels have no attention weights to drop: neither has the control beside them.
   'attention_dropout_rate': 0.0,
-  'eval_samples': 10,
+  'eval_samples': 100,
 }
 
 # Not yet selected on validation data.

@@ -245,7 +245,7 @@ def test_paper_preset_of_image_has_the_figures_of_tables_6_and_7():
     'factors': 'constant * linear_warmup * cosine_decay', 'steps_per_cycle': 200 * 175,
     'weight_decay': 0.0, 'warmup': 175, 'max_length': 1024, 'num_layers': 1, 'num_heads': 8,
     'emb_dim': 128, 'qkv_dim': 64, 'mlp_dim': 128, 'dropout_rate': 0.3,
-    'pooling_mode': 'CLS', 'learn_pos_emb': True, 'resample_every': 100,
+    'pooling_mode': 'CLS', 'learn_pos_emb': True, 'resample_every': 100, 'eval_samples': 100,
     'data': {'num_train': 50_000, 'num_test': 10_000, 'mask_zero': False},
   }  # fmt: skip
   assert {name: fields[name] for name in expected} == expected
