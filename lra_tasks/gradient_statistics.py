@@ -43,10 +43,10 @@ from absl import app, flags
 from kl_flax import Predictor
 from kl_flax.heads import Classifier
 from kl_flax.models import MODELS, make_classifier
-from lra_tasks import configuration, datasets, pipeline, steps, tasks
+from lra_tasks import pipeline, rundir, steps, tasks
 from lra_tasks.console import define_integers, set_up_logging, show_progress, three_digits
 from lra_tasks.files import read_json
-from lra_tasks.plotting import color, label, new_figure
+from lra_tasks.plotting import color, label, new_figure, save
 from lra_tasks.run_log import read_records
 
 
@@ -202,13 +202,11 @@ def _first_examples(
   run: str, description: Mapping[str, Any], examples: int, data_dir: str
 ) -> pipeline.Batch:
   fields = description['config']
-  with datasets.interruptible():
-    builder = configuration.open_data(fields, data_dir=data_dir, source=None, task_name=None)
-    if builder.info.full_name != description['dataset']:
-      raise ValueError(
-        f'{run} was trained on {description["dataset"]}, --data_dir has {builder.info.full_name}'
-      )
-    datasets.prepare(builder)
+  builder = rundir.open_data(
+    description,
+    data_dir=data_dir,
+    otherwise=lambda stored, found: f'{run} was trained on {stored}, --data_dir has {found}',
+  )
   split = builder.as_data_source('validation')
   if len(split) < examples:
     raise ValueError(f'{run}: --examples={examples}, but there are only {len(split)}')
@@ -321,9 +319,8 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
     directory.mkdir(parents=True, exist_ok=True)
     (directory / 'gradients.md').write_text(text, encoding='utf-8')
     print(text, end='')
-    # Without the version, so that the same figure gives the same file.
     path = directory / 'learning_curves.png'
-    learning_curves(curves).savefig(path, metadata={'Software': None})
+    save(learning_curves(curves), path)
     print(path)
   except ImportError as error:
     print(f'error: {error}; pip install matplotlib', file=sys.stderr)

@@ -33,7 +33,7 @@ from kl_flax.errors import unknown_name
 from kl_flax.inspection import AttentionLayer
 from kl_flax.models import make_classifier
 from kl_flax.tokenizers import ByteTokenizer, PixelTokenizer
-from lra_tasks import configuration, datasets, inspect_figures, parallel, steps, tasks
+from lra_tasks import inspect_figures, parallel, pipeline, plotting, rundir, steps, tasks
 from lra_tasks.console import set_up_logging
 from lra_tasks.files import read_json
 
@@ -150,24 +150,21 @@ def load_examples(
       f'the run is on {description["dataset"]}, whose data was named by --source: give the same '
       '--source again, or a text by --input'
     )
-  with datasets.interruptible():
-    builder = configuration.open_data(
-      description['config'],
-      data_dir=options.data_dir,
-      source=options.source,
-      task_name=options.task_name,
-    )
-    if builder.info.full_name != description['dataset']:
-      raise ValueError(
-        f'the run is on {description["dataset"]}, here is {builder.info.full_name}: name its data '
-        'by --source, --task_name and --data_dir, or a text by --input'
-      )
-    datasets.prepare(builder)
+  builder = rundir.open_data(
+    description,
+    data_dir=options.data_dir,
+    source=options.source,
+    task_name=options.task_name,
+    otherwise=lambda stored, found: (
+      f'the run is on {stored}, here is {found}: name its data by --source, --task_name and '
+      '--data_dir, or a text by --input'
+    ),
+  )
   source, first = builder.as_data_source(options.split), options.index or 0
   if first >= len(source):
     raise ValueError(f'--index={first}: the {options.split} split has {len(source)} examples')
   last = min(first + options.num_examples, len(source))
-  names = ['inputs'] if predictor.model.num_inputs == 1 else ['inputs1', 'inputs2']
+  names = pipeline.input_names(predictor.model.num_inputs)
   records = source.__getitems__(list(range(first, last)))
   what = f'{options.split} examples {first} to {last - 1} of {description["dataset"]}'
   return [[np.asarray(record[name]) for name in names] for record in records], what
@@ -297,8 +294,7 @@ def _write_attention(subject: Subject, out: Path, options: Any) -> list[Path]:
 
 
 def _save(figure: Any, path: Path) -> Path:
-  # Without the version, so that the same figure gives the same file.
-  figure.savefig(path, metadata={'Software': None})
+  plotting.save(figure, path)
   return path
 
 

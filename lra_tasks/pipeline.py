@@ -142,6 +142,15 @@ def eval_batches(
   return iter(grain.MapDataset.range(needed).map(load).to_iter_dataset(_READ))
 
 
+def input_names(num_inputs: int) -> list[str]:
+  """Return what the sequences of a record are called.
+
+  >>> input_names(1), input_names(2)
+  (['inputs'], ['inputs1', 'inputs2'])
+  """
+  return ['inputs'] if num_inputs == 1 else [f'inputs{k + 1}' for k in range(num_inputs)]
+
+
 def collate(
   source: Sequence[Any], indices: Sequence[int | None], max_length: int, num_inputs: int = 1
 ) -> Batch:
@@ -149,7 +158,7 @@ def collate(
   size = len(indices)
   rows = np.array([row for row, index in enumerate(indices) if index is not None], np.intp)
   records = source.__getitems__([indices[row] for row in rows]) if rows.size else []
-  names = ['inputs'] if num_inputs == 1 else [f'inputs{k + 1}' for k in range(num_inputs)]
+  names = input_names(num_inputs)
   inputs = np.zeros((size, num_inputs, max_length), np.int32)
   lengths = np.zeros((size, num_inputs), np.int32)
   for column, name in enumerate(names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 SOFTMAX = 'transformer'
@@ -55,3 +56,8 @@ def new_grid(rows: int, columns: int, width: float, height: float, **options: An
 
   figure = Figure(figsize=(width * columns + 1.8, height * rows), dpi=120, layout='constrained')
   return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def save(figure: Any, path: str | os.PathLike[str]) -> None:
+  """Write a PNG, without the version of matplotlib: the same figure gives the same file."""
+  figure.savefig(path, metadata={'Software': None})

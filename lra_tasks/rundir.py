@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 
 import kl_flax
 from kl_flax.models import make_classifier
-from lra_tasks import configuration, parallel
+from lra_tasks import configuration, datasets, parallel
 from lra_tasks.files import lock, read_json, write_json
 from lra_tasks.run_log import means
 from lra_tasks.steps import count_parameters
@@ -108,6 +108,37 @@ def check_run(
       f'{model_dir} holds a run on {existing["dataset"]}, whose data was named by --source: '
       'give the same --source again, or another --model_dir'
     )
+
+
+def open_data(
+  description: Mapping[str, Any],
+  *,
+  data_dir: str,
+  source: str | None = None,
+  task_name: str | None = None,
+  otherwise: Callable[[str, str], str],
+) -> datasets.Builder:
+  """Return the builder of the data that a run was made with, prepared.
+
+  Args:
+    description: contents of config.json.
+    data_dir: where prepared data sets are kept.
+    source: raw data to prepare from.
+    task_name: LRA's name of the data set within the task.
+    otherwise: (name of the run's data set, name of the one that is there) -> the error's message.
+
+  Raises:
+    ValueError: if it is other data; then nothing was prepared.
+    OSError: if the data cannot be prepared.
+  """
+  with datasets.interruptible():
+    builder = configuration.open_data(
+      description['config'], data_dir=data_dir, source=source, task_name=task_name
+    )
+    if builder.info.full_name != description['dataset']:
+      raise ValueError(otherwise(description['dataset'], builder.info.full_name))
+    datasets.prepare(builder)
+  return builder
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from absl import app, flags
 
 from lra_tasks.console import set_up_logging, three_digits
-from lra_tasks.plotting import SOFTMAX, color, label, new_figure
+from lra_tasks.plotting import SOFTMAX, color, label, new_figure, save
 
 _OUT = flags.DEFINE_string('out', None, 'Directory for the figures; created if need be.')
 
@@ -250,8 +250,7 @@ def draw(points: Sequence[Point], out: str) -> list[Path]:
   written = []
   for name, figure in figures.items():
     written.append(directory / f'{name}.png')
-    # Without the version, so that the same figures give the same file.
-    figure.savefig(written[-1], metadata={'Software': None})
+    save(figure, written[-1])
   for name, table in tables.items():
     written.append(directory / f'{name}.md')
     written[-1].write_text(table, encoding='utf-8')

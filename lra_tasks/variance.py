@@ -29,10 +29,10 @@ import numpy as np
 from absl import app, flags
 
 from kl_flax.predictor import Predictor
-from lra_tasks import configuration, datasets, tasks
+from lra_tasks import configuration, pipeline, rundir, tasks
 from lra_tasks.console import set_up_logging, show_progress
 from lra_tasks.files import read_json, write_json
-from lra_tasks.plotting import color, label, new_figure
+from lra_tasks.plotting import color, label, new_figure, save
 from lra_tasks.tasks import get_task
 
 # Examples whose votes are counted at a time.
@@ -149,14 +149,15 @@ def measure_run(
   predictor = Predictor.restore(model_dir)
   description = read_json(os.path.join(model_dir, 'config.json')) or {}
   fields = description['config']
-  variant = description['task'].partition('/')[2] or None
-  builder = configuration.open_data(fields, data_dir=data_dir, source=source, task_name=variant)
-  datasets.prepare(builder)
-  if builder.info.full_name != description['dataset']:
-    raise ValueError(
-      f'{model_dir} was trained on {description["dataset"]}, not on {builder.info.full_name}: '
-      'give the same --source'
-    )
+  builder = rundir.open_data(
+    description,
+    data_dir=data_dir,
+    source=source,
+    task_name=description['task'].partition('/')[2] or None,
+    otherwise=lambda stored, found: (
+      f'{model_dir} was trained on {stored}, not on {found}: give the same --source'
+    ),
+  )
   records = builder.as_data_source(split)
   count = len(records) if limit is None else min(limit, len(records))
   spec = get_task(fields['task'])
@@ -175,7 +176,7 @@ def measure_run(
 
 
 def _examples(records, count, num_inputs, advance) -> Iterator[tuple[Any, int]]:
-  names = ['inputs'] if num_inputs == 1 else [f'inputs{k + 1}' for k in range(num_inputs)]
+  names = pipeline.input_names(num_inputs)
   for start in range(0, count, _CHUNK):
     for record in records.__getitems__(list(range(start, min(start + _CHUNK, count)))):
       parts = [record[name] for name in names]
@@ -285,7 +286,7 @@ def write(found: Sequence[Variance], out: str) -> list[Path]:
     for name, draw, least in drawings:
       if len(own) >= least:
         paths.append(directory / f'{name}_{task.replace("/", "_")}.png')
-        draw(own).savefig(paths[-1], metadata={'Software': None})
+        save(draw(own), paths[-1])
   return paths
 
 
