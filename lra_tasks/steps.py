@@ -160,14 +160,15 @@ def train_step(
     The new state and the sums of this step over all devices.
   """
   rngs = step_keys(state, resample_every, jax.lax.axis_index(AXIS))
-  total = jax.lax.psum(jnp.sum(batch['weights']), AXIS)
 
   def loss_fn(params):
     sums = _apply(model, params, batch, deterministic=False, rngs=rngs)
-    return sums['loss'] / total, sums
+    return sums['loss'], sums
 
   grads, sums = jax.grad(loss_fn, has_aux=True)(state.params)
+  # Divided by the weight afterwards: the devices wait for each other once in a step.
   grads, sums = jax.lax.psum((grads, sums), AXIS)
+  grads = jax.tree.map(lambda grad: grad / sums['weight'], grads)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   state = state.replace(
     step=state.step + 1,

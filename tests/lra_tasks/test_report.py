@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from report_helpers import RUN, make_report, make_run, rows_of
 
-from lra_tasks import report, report_cells, report_text, results
+from lra_tasks import report, report_cells, report_rows, report_text, results
 
 ROOT = Path(report.__file__).parents[1]
 
@@ -328,9 +328,9 @@ def test_errors_are_one_line(capsys):
 
 
 def test_the_runs_of_the_package_are_the_default():
-  assert command().stdout.count('accuracy on the test split') == len(
-    {run.task for run in results.load_results([results.KEPT]).runs}
-  )
+  assert set(re.findall(r'^(\w+): accuracy on the test split', command().stdout, re.M)) == {
+    run.task for run in results.load_results([results.KEPT]).runs
+  }
 
 
 def test_output_file_and_unfinished_runs_beside_csv(folder):
@@ -349,3 +349,18 @@ def test_starts_without_jax():
     [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True
   )
   assert done.stdout == 'set()\n'
+
+
+# The pages that show the results that come with the package.
+
+
+def test_pages_show_the_results_that_come_with_the_package():
+  """After new ones: `python -m lra_tasks.report --format=markdown --output=docs/results.md`."""
+  built = report_rows.build_report(
+    results.load_results([results.KEPT]), results.load_published(), 'matching', external=False
+  )
+  text = report_text.render_markdown(built)
+  assert (ROOT / 'docs' / 'results.md').read_text(encoding='utf-8') == text
+  overview = text.split('\n\n')[1]
+  assert overview.startswith('| model')
+  assert overview in (ROOT / 'README.md').read_text(encoding='utf-8')
