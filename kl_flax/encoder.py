@@ -27,6 +27,8 @@ _ONE_HOT_VOCAB = 512
 # Inside, sequences are padded to a multiple of this: products on GPUs want even sizes, and fused
 # attention would otherwise copy its inputs.
 _LENGTH_MULTIPLE = 8
+# What mechanisms are called with, in this order.
+PROJECTIONS = ('query', 'key', 'value')
 # What `EncoderBlock` keeps of an `Mlp` for the backward pass.
 _HIDDEN = 'mlp_hidden'
 
@@ -36,7 +38,9 @@ class MultiHeadAttention(nn.Module):
 
   Attributes:
     make_attention: returns the mechanism, a module called with query, key, value
-      [b, l, h, d], key_mask [b, l] and deterministic.
+      [b, l, h, d], key_mask [b, l] and deterministic. One that needs fewer of the three says so by
+      its attribute `projections`, such as ('query', 'value'): it gets None for the others, which
+      have no parameters.
     num_heads: H.
     qkv_dim: H·D, the width of queries, keys and values; a multiple of num_heads.
     dtype: of the computation; parameters are float32.
@@ -59,18 +63,21 @@ class MultiHeadAttention(nn.Module):
     if self.qkv_dim % self.num_heads:
       raise ValueError(f'qkv_dim={self.qkv_dim} must be a multiple of num_heads={self.num_heads}')
     features, head_dim = x.shape[-1], self.qkv_dim // self.num_heads
-    # Each of the three keeps the Xavier bounds of a matrix of its own. Three products: what one for
-    # all returns would have to be cut up, which costs more than reading x three times. XLA would
+    attention = self.make_attention()
+    names = getattr(attention, 'projections', PROJECTIONS)
+    # Each keeps the Xavier bounds of a matrix of its own. A product for each: what one for all
+    # returns would have to be cut up, which costs more than reading x three times. XLA would
     # merge them again, had not each to wait for the one before.
     init = nn.initializers.xavier_uniform(in_axis=0, out_axis=(2, 3), batch_axis=1)
-    kernel = self.param('qkv', init, (features, 3, self.num_heads, head_dim)).astype(self.dtype)
-    project = lambda matrix: jnp.einsum('blf,fhd->blhd', x, matrix)
-    query = project(kernel[:, 0])
-    query, matrix = jax.lax.optimization_barrier((query, kernel[:, 1]))
-    key = project(matrix)
-    key, matrix = jax.lax.optimization_barrier((key, kernel[:, 2]))
-    value = project(matrix)
-    out = self.make_attention()(query, key, value, key_mask, deterministic=deterministic)
+    shape = (features, len(names), self.num_heads, head_dim)
+    kernel = self.param('qkv', init, shape).astype(self.dtype)
+    inputs, last = dict.fromkeys(PROJECTIONS), None
+    for i, name in enumerate(names):
+      matrix = kernel[:, i]
+      if last is not None:
+        inputs[last], matrix = jax.lax.optimization_barrier((inputs[last], matrix))
+      inputs[name], last = jnp.einsum('blf,fhd->blhd', x, matrix), name
+    out = attention(*inputs.values(), key_mask, deterministic=deterministic)
     return nn.DenseGeneral(
       features,
       axis=(-2, -1),
@@ -260,6 +267,11 @@ class Encoder(nn.Module):
         )
       x = block(x, key_mask, deterministic=deterministic)
     return nn.LayerNorm(dtype=self.dtype, name='norm')(x[:, :length]), mask
+
+  @property
+  def num_positions(self) -> int:
+    """Return the largest length that attention mechanisms are called with."""
+    return -(-(self.max_length + self.use_cls) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
 
   def _positions(self, length: int) -> Float[Array, 'l f']:
     table_length = self.max_length + self.use_cls

@@ -25,13 +25,18 @@ from kl_flax.orthogonal import Gaussian, OrthogonalGaussian, StructuredOrthogona
 from kl_flax.spectral import GaussianMixture, Generator
 from kl_flax.sums import DEFAULT_SMOOTHING, FeatureMap
 
+# The argument of `AttentionRow.make` that is no option.
+_NUM_POSITIONS = 'num_positions'
+
 
 @dataclasses.dataclass(frozen=True)
 class AttentionRow:
   """One row of the registry.
 
   Attributes:
-    make: returns the mechanism; its keyword arguments are the options of the model.
+    make: returns the mechanism; its keyword arguments are the options of the model. One of the name
+      `num_positions` is none: it gets the largest length that the mechanism is called with, for
+      mechanisms with parameters for every position.
     default_preset: of the benchmark's configs: 'paper' for the models of the KL-Transformer paper
       and their controls, 'lra' for those that LRA has a config of.
     stochastic: draws from the PRNG stream 'spectral', in prediction too; see `is_stochastic`.
@@ -49,7 +54,16 @@ class AttentionRow:
   @property
   def options(self) -> dict[str, Any]:
     """Names and defaults of the mechanism's options."""
-    return {p.name: p.default for p in inspect.signature(self.make).parameters.values()}
+    return {name: p.default for name, p in self._arguments().items() if name != _NUM_POSITIONS}
+
+  def __call__(self, num_positions: int, **options: Any) -> nn.Module:
+    """Return the mechanism."""
+    if _NUM_POSITIONS in self._arguments():
+      options[_NUM_POSITIONS] = num_positions
+    return self.make(**options)
+
+  def _arguments(self) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(self.make).parameters
 
   def is_stochastic(self, options: Mapping[str, Any]) -> bool:
     """Return whether the model with these options draws anything in prediction.
@@ -57,7 +71,7 @@ class AttentionRow:
     >>> MODELS['performer'].is_stochastic({'kernel': 'relu'})
     False
     """
-    return self.stochastic and getattr(self.make(**options), 'sampler', self) is not None
+    return self.stochastic and getattr(self(1, **options), 'sampler', self) is not None
 
 
 _SMOOTHING = {'positive': 0.0} | DEFAULT_SMOOTHING
@@ -228,14 +242,16 @@ class AttentionFactory:
 
   Attributes:
     model_type: a key of MODELS.
+    num_positions: the largest length that the mechanism is called with.
     options: pairs of name and value, sorted by name.
   """
 
   model_type: str
+  num_positions: int
   options: tuple[tuple[str, Any], ...] = ()
 
   @classmethod
-  def of(cls, model_type: str, options: Mapping[str, Any]) -> AttentionFactory:
+  def of(cls, model_type: str, num_positions: int, options: Mapping[str, Any]) -> AttentionFactory:
     """Check the names of the options.
 
     Raises:
@@ -245,11 +261,11 @@ class AttentionFactory:
     for name in options:
       if name not in known:
         raise ValueError(unknown_name(f'attention option of {model_type}', name, known))
-    return cls(model_type, tuple(sorted(options.items())))
+    return cls(model_type, num_positions, tuple(sorted(options.items())))
 
   def __call__(self) -> nn.Module:
     """Return a new module."""
-    return get_row(self.model_type).make(**dict(self.options))
+    return get_row(self.model_type)(self.num_positions, **dict(self.options))
 
 
 def make_classifier(
@@ -285,8 +301,9 @@ def make_classifier(
   >>> model.encoder.make_attention().features
   'positive'
   """
-  make_attention = AttentionFactory.of(model_type, attention or {})
-  module = Encoder(make_attention, use_cls=pooling == 'CLS', dtype=jnp.dtype(dtype), **encoder)
+  module = Encoder(None, use_cls=pooling == 'CLS', dtype=jnp.dtype(dtype), **encoder)
+  make_attention = AttentionFactory.of(model_type, module.num_positions, attention or {})
+  module = module.copy(make_attention=make_attention)
   if num_inputs == 2:
     return DualClassifier(module, num_classes, pooling, interaction)
   if num_inputs != 1:

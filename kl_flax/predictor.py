@@ -404,6 +404,6 @@ def _portable(model: Classifier | DualClassifier) -> Classifier | DualClassifier
     options = dict(make.options)
     if 'implementation' in get_row(make.model_type).options:
       options['implementation'] = 'xla'
-    make = AttentionFactory.of(make.model_type, options)
+    make = AttentionFactory.of(make.model_type, make.num_positions, options)
   encoder = encoder.clone(make_attention=make, dtype=jnp.float32, parent=None)
   return model.clone(encoder=encoder, parent=None)

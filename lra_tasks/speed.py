@@ -229,7 +229,8 @@ def labels_of(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _attention(fields: Mapping[str, Any]) -> Any:
   """Return the mechanism of a config, a module."""
   arguments = configuration.model_arguments(fields)
-  return AttentionFactory.of(arguments['model_type'], arguments['attention'])()
+  length, options = fields['max_length'], arguments['attention']
+  return AttentionFactory.of(arguments['model_type'], length, options)()
 
 
 def _milliseconds(name: str, seconds: Sequence[float]) -> Quantity:

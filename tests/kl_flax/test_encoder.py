@@ -19,7 +19,7 @@ from kl_flax.encoder import (
   sinusoidal_positions,
 )
 from kl_flax.heads import pool
-from kl_flax.models import MODELS, make_classifier
+from kl_flax.models import MODELS, AttentionRow, make_classifier
 
 TINY = {
   'vocab_size': 9,
@@ -579,3 +579,47 @@ def test_a_layer_keeps_five_activations(dtype, deterministic):
   kept = sorted((leaf.shape, leaf.dtype) for leaf in leaves if leaf.size >= 5 * 7 * 12)
   wide = [((5, 7, 2, 6), dtype), *[((5, 7, 12), dtype)] * 3, ((5, 7, 24), dtype)]
   assert kept == sorted(wide)
+
+
+# What a mechanism may ask for.
+
+
+class ValuesOnly(nn.Module):
+  """Passes the values on, times a parameter for every position there may be."""
+
+  num_positions: int
+  projections = ('value',)
+
+  @nn.compact
+  def __call__(self, query, key, value, key_mask=None, *, deterministic=True):
+    assert query is None
+    assert key is None
+    factor = self.param('factor', nn.initializers.ones, (self.num_positions,))
+    return value * factor[None, : value.shape[1], None, None]
+
+
+def test_a_mechanism_gets_the_projections_that_it_names():
+  make_attention = functools.partial(ValuesOnly, 16)
+  block = MultiHeadAttention(make_attention, num_heads=2, qkv_dim=8)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 6)), jnp.float32)
+  out, variables = block.init_with_output(make_key(0), x)
+  params = variables['params']
+  assert params['qkv'].shape == (6, 1, 2, 4)
+  value = np.einsum('blf,fhd->blhd', x, params['qkv'][:, 0])
+  expected = np.einsum('blhd,hdf->blf', value, params['out']['kernel'])
+  np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_mechanisms_with_parameters_for_positions_get_their_number(monkeypatch):
+  monkeypatch.setitem(
+    MODELS, 'values_only', AttentionRow(lambda num_positions: ValuesOnly(num_positions))
+  )
+  assert MODELS['values_only'].options == {}
+  for pooling, max_length, expected in [('CLS', 11, 16), ('CLS', 16, 24), ('MEAN', 16, 16)]:
+    model = make_classifier(
+      'values_only', num_classes=3, pooling=pooling, **TINY | {'max_length': max_length}
+    )
+    assert model.encoder.make_attention() == ValuesOnly(expected)
+    shapes = abstract_params(model, length=2)
+    assert shapes['encoder']['block_0']['attention']['ValuesOnly_0']['factor'].shape == (expected,)
+    jax.eval_shape(model.init, {'params': make_key(0)}, np.zeros((1, max_length), np.int32))

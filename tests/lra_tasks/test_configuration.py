@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 from run_helpers import ROOT, load_config, load_config_file
 
-from kl_flax.models import MODELS, AttentionFactory, make_classifier
+from kl_flax.models import MODELS, make_classifier
 from lra_tasks import configuration, rundir
 from lra_tasks.configuration import difference, parse_argument, resolve
 from lra_tasks.steps import count_parameters
@@ -290,7 +290,7 @@ def count_beside_base(fields):
   differing = {name for name in base if ours[name] != base[name]} - {'model_type'}
   # Positions that are computed are no parameters.
   assert differing <= (set() if base['learn_pos_emb'] else {'max_length'})
-  factory = AttentionFactory.of(ours['model_type'], ours['attention'])
+  factory = make_classifier(**ours | {'dtype': 'float32'}).encoder.make_attention
   head_size = ours['qkv_dim'] // ours['num_heads']
   return ours['num_layers'] * count_in_attention(factory, ours['num_heads'], head_size)
 
