@@ -33,12 +33,19 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from kl_flax.models import get_row
-from lra_tasks import configuration, parallel, speed, tasks
+from lra_tasks import configuration, parallel, tasks
 from lra_tasks.console import define_integers, set_up_logging, three_digits
 from lra_tasks.files import write_json
-from lra_tasks.speed import Case, Measurements, Setting
-from lra_tasks.speed_input import measure_input
-from lra_tasks.speed_timing import Machine, Quantity, describe_machine, measure_machine
+from lra_tasks.speed.cases import (
+  Case,
+  Measurements,
+  Setting,
+  measure_inference,
+  measure_op,
+  measure_step,
+)
+from lra_tasks.speed.input import measure_input
+from lra_tasks.speed.timing import Machine, Quantity, describe_machine, measure_machine
 
 SOFTMAX = 'transformer'
 
@@ -104,7 +111,7 @@ _CASE = (
 )
 KINDS = {
   'op': Kind(
-    speed.measure_op,
+    measure_op,
     (
       *_CASE,
       *_time('forward', 'forward', '× floor'),
@@ -114,7 +121,7 @@ KINDS = {
     ),
   ),
   'step': Kind(
-    speed.measure_step,
+    measure_step,
     (
       *_CASE,
       *_time('step', 'step', '× traffic'),
@@ -128,7 +135,7 @@ KINDS = {
     ),
   ),
   'inference': Kind(
-    speed.measure_inference,
+    measure_inference,
     (
       *_CASE,
       _median('documents', 'documents/s'),

@@ -24,7 +24,7 @@ from kl_flax.errors import unknown_name
 from kl_flax.heads import INTERACTIONS, POOLINGS
 from kl_flax.models import MODELS, get_row
 from lra_tasks import optimizer
-from lra_tasks.datasets import Builder
+from lra_tasks.data.datasets import Builder
 from lra_tasks.tasks import TASKS, get_task
 
 PRESETS = ('paper', 'lra', 'tuned', 'tiny')

@@ -43,8 +43,9 @@ from absl import app, flags
 from kl_flax import Predictor
 from kl_flax.heads import Classifier
 from kl_flax.models import MODELS, make_classifier
-from lra_tasks import pipeline, rundir, steps, tasks
+from lra_tasks import rundir, steps, tasks
 from lra_tasks.console import define_integers, set_up_logging, show_progress, three_digits
+from lra_tasks.data import pipeline
 from lra_tasks.files import read_json
 from lra_tasks.plotting import color, label, new_figure, save
 from lra_tasks.run_log import read_records
@@ -93,7 +94,7 @@ def hidden_gradients(
   Args:
     model: the classifier; n neurons, mlp_dim.
     params: its parameters.
-    batch: of b examples, see `lra_tasks.pipeline`.
+    batch: of b examples, see `lra_tasks.data.pipeline`.
     keys: PRNG keys, [d], one for each draw of the frequencies.
 
   Returns:

@@ -33,8 +33,9 @@ from kl_flax.errors import unknown_name
 from kl_flax.inspection import AttentionLayer
 from kl_flax.models import make_classifier
 from kl_flax.tokenizers import ByteTokenizer, PixelTokenizer
-from lra_tasks import inspect_figures, parallel, pipeline, plotting, rundir, steps, tasks
+from lra_tasks import inspect_figures, parallel, plotting, rundir, steps, tasks
 from lra_tasks.console import set_up_logging
+from lra_tasks.data import pipeline
 from lra_tasks.files import read_json
 
 SHOWN = ('eigenvalues', 'kernel', 'spectrum', 'attention', 'error')

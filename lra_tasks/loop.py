@@ -16,7 +16,7 @@ from kl_flax.checkpoints import ranking
 from lra_tasks import parallel
 from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.console import Progress
-from lra_tasks.pipeline import Batch
+from lra_tasks.data.pipeline import Batch
 from lra_tasks.run_log import RunLog, means
 
 logger = logging.getLogger(__name__)

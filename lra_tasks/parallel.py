@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lra_tasks.pipeline import Share
+from lra_tasks.data.pipeline import Share
 from lra_tasks.steps import AXIS
 
 logger = logging.getLogger(__name__)

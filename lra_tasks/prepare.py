@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
-from lra_tasks import configuration, datasets, tasks
+from lra_tasks import configuration, tasks
 from lra_tasks.console import set_up_logging
+from lra_tasks.data import datasets
 from lra_tasks.tasks import TASKS
 
 

@@ -10,8 +10,8 @@ several tasks have an overview, and models that were run with the same seeds are
 Without DIR the report is about the runs that this package comes with.
 """
 
-# `results` reads files, `report_rows` makes numbers of them, which `report_summary` compares;
-# `report_cells` makes words, `report_figures` figures, `report_text` and `report_html` the output.
+# In `reporting`: `results` reads files, `rows` makes numbers of them, which `summary` compares;
+# `cells` makes words, `figures` figures, `text` and `html` the output.
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from pathlib import Path
 
 from absl import app, flags
 
-from lra_tasks import report_html, report_rows, report_text, results
+from lra_tasks.reporting import results
+from lra_tasks.reporting.html import render_html
+from lra_tasks.reporting.rows import build_report
+from lra_tasks.reporting.text import render_csv, render_markdown, render_table
 
 _FORMAT = flags.DEFINE_enum(
   'format', 'table', ('table', 'markdown', 'csv', 'html'),
@@ -43,10 +46,10 @@ _EXTERNAL = flags.DEFINE_bool(
 
 
 RENDERERS = {
-  'table': report_text.render_table,
-  'markdown': report_text.render_markdown,
-  'csv': report_text.render_csv,
-  'html': report_html.render_html,
+  'table': render_table,
+  'markdown': render_markdown,
+  'csv': render_csv,
+  'html': render_html,
 }
 
 
@@ -56,9 +59,7 @@ def main(argv: Sequence[str]) -> int:
     found = results.load_results(argv[1:] or [results.KEPT])
   except (ValueError, OSError) as error:
     return _fail(error)
-  report = report_rows.build_report(
-    found, results.load_published(), _PUBLISHED.value, _EXTERNAL.value
-  )
+  report = build_report(found, results.load_published(), _PUBLISHED.value, _EXTERNAL.value)
   render = RENDERERS[_FORMAT.value]
   try:
     text = render(report)

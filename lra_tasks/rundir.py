@@ -18,7 +18,8 @@ import numpy as np
 
 import kl_flax
 from kl_flax.models import make_classifier
-from lra_tasks import configuration, datasets, parallel
+from lra_tasks import configuration, parallel
+from lra_tasks.data import datasets
 from lra_tasks.files import lock, read_json, write_json
 from lra_tasks.run_log import means
 from lra_tasks.steps import count_parameters

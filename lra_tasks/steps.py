@@ -69,7 +69,7 @@ def init_params(model: Model, key: jax.Array, spectral: jax.Array) -> Any:
 
 
 def zero_batch(model: Model) -> dict[str, jax.Array]:
-  """Return a batch of one example, all padding, in the form of `lra_tasks.pipeline`."""
+  """Return a batch of one example, all padding, in the form of `lra_tasks.data.pipeline`."""
   shape = (
     (1, model.encoder.max_length) if model.num_inputs == 1 else (1, 2, model.encoder.max_length)
   )

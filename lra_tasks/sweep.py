@@ -35,10 +35,11 @@ from typing import Any, NamedTuple
 from absl import app, flags
 
 from kl_flax.models import get_row
-from lra_tasks import configuration, results, rundir, tasks
+from lra_tasks import configuration, rundir, tasks
 from lra_tasks.console import define_integers, set_up_logging
 from lra_tasks.files import is_taken, lock, read_json
-from lra_tasks.report_summary import PAPER_MODELS
+from lra_tasks.reporting import results
+from lra_tasks.reporting.summary import PAPER_MODELS
 from lra_tasks.tasks import get_task
 
 # Not __name__: this file runs as __main__.

@@ -1,7 +1,7 @@
 """The task registry: everything the trainer must know about a benchmark task.
 
 To add a task, write a module with its data options, its builder and its tokenizer (see
-`lra_tasks.listops`), add a row to TASKS and a file to `configs/`.
+`lra_tasks.data.listops`), add a row to TASKS and a file to `configs/`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from absl import flags
 
 from kl_flax.errors import unknown_name
 from kl_flax.tokenizers import PixelTokenizer, Tokenizer
-from lra_tasks import image, listops, pathfinder, retrieval, sparse_sum, text
-from lra_tasks.datasets import Builder
+from lra_tasks.data import image, listops, pathfinder, retrieval, sparse_sum, text
+from lra_tasks.data.datasets import Builder
 
 
 @dataclasses.dataclass(frozen=True)

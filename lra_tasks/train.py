@@ -22,21 +22,13 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from kl_flax.models import get_row, make_classifier
-from lra_tasks import (
-  configuration,
-  datasets,
-  optimizer,
-  parallel,
-  pipeline,
-  results,
-  rundir,
-  steps,
-  tasks,
-)
+from lra_tasks import configuration, optimizer, parallel, rundir, steps, tasks
 from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.console import set_up_logging
+from lra_tasks.data import datasets, pipeline
 from lra_tasks.files import write_json
 from lra_tasks.loop import Loop, NonFiniteLossError, evaluate
+from lra_tasks.reporting import results
 from lra_tasks.run_log import RunLog
 from lra_tasks.tasks import get_task
 

@@ -29,8 +29,9 @@ import numpy as np
 from absl import app, flags
 
 from kl_flax.predictor import Predictor
-from lra_tasks import configuration, pipeline, rundir, tasks
+from lra_tasks import configuration, rundir, tasks
 from lra_tasks.console import set_up_logging, show_progress
+from lra_tasks.data import pipeline
 from lra_tasks.files import read_json, write_json
 from lra_tasks.plotting import color, label, new_figure, save
 from lra_tasks.tasks import get_task

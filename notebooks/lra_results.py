@@ -11,12 +11,14 @@ import json
 import matplotlib.pyplot as plt
 import numpy as np
 
-from lra_tasks import report_rows, report_text, results
 from lra_tasks.plotting import color, label
+from lra_tasks.reporting import results
+from lra_tasks.reporting.rows import build_report
+from lra_tasks.reporting.text import render_table
 
 found = results.load_results([results.KEPT])
-report = report_rows.build_report(found, results.load_published())
-print(report_text.render_table(report))
+report = build_report(found, results.load_published())
+print(render_table(report))
 
 # %% [markdown]
 # ## How sure is a figure?

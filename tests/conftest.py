@@ -2,6 +2,7 @@
 
 import atexit
 import importlib.metadata
+import logging
 import os
 import shutil
 import tempfile
@@ -52,12 +53,23 @@ def reference(shared):
   return shared / 'reference'
 
 
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+  """Commands set up logging to a stream that is that of one test alone."""
+  ours = [logging.getLogger(name) for name in ('lra_tasks', 'kl_flax')]
+  before = [(list(logger.handlers), logger.propagate, logger.level) for logger in ours]
+  yield
+  for logger, (handlers, propagate, level) in zip(ours, before, strict=True):
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
+
+
 # Files that share a run, or what Numba compiles in 15 seconds, are for one worker.
 _TOGETHER = {
   'tests/lra_tasks/test_inspect_run.py': 'tests/lra_tasks/test_train.py',
   'tests/lra_tasks/test_parallel_runs.py': 'tests/lra_tasks/test_train.py',
   'tests/lra_tasks/test_variance.py': 'tests/lra_tasks/test_train.py',
-  'tests/lra_tasks/test_pathfinder.py': 'tests/lra_tasks/test_pathfinder_images.py',
+  'tests/lra_tasks/data/test_pathfinder.py': 'tests/lra_tasks/data/test_pathfinder_images.py',
 }
 
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from lra_tasks import report_rows, results
+from lra_tasks.reporting import results
+from lra_tasks.reporting import rows as report_rows
 
 RUN = {
   'task': 'listops', 'dataset': 'listops/1.0.0', 'comparable': True, 'model': 'gmm_prf',

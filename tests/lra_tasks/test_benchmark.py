@@ -9,10 +9,13 @@ from absl import flags
 from run_helpers import ROOT
 
 from kl_flax.kernels import KernelInfo
-from lra_tasks import benchmark, speed, speed_input, speed_timing
+from lra_tasks import benchmark
 from lra_tasks.benchmark import render, render_cases
-from lra_tasks.speed import Case
-from lra_tasks.speed_timing import Machine, Quantity
+from lra_tasks.speed import cases as speed
+from lra_tasks.speed import input as speed_input
+from lra_tasks.speed import timing as speed_timing
+from lra_tasks.speed.cases import Case
+from lra_tasks.speed.timing import Machine, Quantity
 
 # Of ml_collections, which reads config files with it.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')

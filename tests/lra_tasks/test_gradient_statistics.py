@@ -10,8 +10,9 @@ from absl import flags
 from run_helpers import read, run_here
 
 from kl_flax.models import make_classifier
-from lra_tasks import gradient_statistics, sparse_sum
+from lra_tasks import gradient_statistics
 from lra_tasks.checkpoint import Checkpoints
+from lra_tasks.data import sparse_sum
 from lra_tasks.gradient_statistics import Curve, Statistics, hidden_gradients, summarise
 
 NUM_DRAWS, NUM_EXAMPLES = 3, 4

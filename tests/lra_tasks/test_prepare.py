@@ -9,7 +9,8 @@ import pytest
 from absl import flags
 from run_helpers import ROOT, environment, finish, start, wait_for
 
-from lra_tasks import listops, prepare
+from lra_tasks import prepare
+from lra_tasks.data import listops
 
 COMMAND = [sys.executable, '-m', 'lra_tasks.prepare']
 SMALL = listops.ListOpsData(min_length=4, max_length=20, num_train=60, num_valid=20, num_test=30)

@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 from report_helpers import RUN, make_report, make_run, rows_of
 
-from lra_tasks import report, report_cells, report_rows, report_text, results
+from lra_tasks import report
+from lra_tasks.reporting import cells as report_cells
+from lra_tasks.reporting import results
+from lra_tasks.reporting import rows as report_rows
+from lra_tasks.reporting import text as report_text
 
 ROOT = Path(report.__file__).parents[1]
 

@@ -21,7 +21,7 @@ from run_helpers import (
 
 from kl_flax import Predictor
 from kl_flax.models import MODELS
-from lra_tasks import listops
+from lra_tasks.data import listops
 
 
 def test_a_run_writes_what_readme_lists(shared, reference):

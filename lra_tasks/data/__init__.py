@@ -1,0 +1,1 @@
+"""Data of the tasks: builders, their sources, prepared records, batches."""

@@ -1,0 +1,1 @@
+"""What `lra_tasks.report` says: finished runs, rows, comparisons, text, figures, pages."""

@@ -1,0 +1,328 @@
+"""The report as tables of words: cells, marks, notes, whatever they are written in."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from lra_tasks.reporting import results
+from lra_tasks.reporting.results import Figure
+from lra_tasks.reporting.rows import Report, Row, Table
+from lra_tasks.reporting.summary import (
+  Comparison,
+  Overview,
+  make_comparisons,
+  make_overviews,
+  verdict,
+)
+
+# By the header of a column, or by the mark.
+_LEGEND = {
+  'model': 'majority: always answering the commonest class of the split.',
+  '± sd': '± sd: sample standard deviation over the runs of a row.',
+  'Δ': "Δ: our mean minus the paper's figure, in percentage points.",
+  '/ base': '/ base: parameters over those of the base Transformer.',
+  'samples': 'samples: draws of the random features per example in the evaluation.',
+  '± se': '± se: standard error, the larger of that over the seeds and that of so many examples.',
+  'answer': 'answer: yes or no where the difference is more than two standard errors.',
+  'one draw': 'one draw: accuracy with a single draw; ours % is the mean over all.',
+  '(': '(…) start of config_id, where one model and preset was run with different configs.',
+  '*': '* preset with fields changed on the command line; config.json has them.',
+  '†': "† more than 10 % larger than the base Transformer: outside LRA's rule for like-for-like "
+  'comparison.',
+  '‡': '‡ the checkpoint was chosen on the split that is reported here (as LRA does where a task '
+  'has no validation split): optimistic.',
+  '§': '§ published for the full task; our data or split is not the same, so no difference is '
+  'given.',
+  '¶': '¶ mean speed and largest memory over runs on different hardware.',
+  '◊': '◊ the runs were made by different revisions of the code.',
+  '≈': "≈ reproduced: within 1 point of the paper's figure.",
+  '▲': "▲ better than the paper's figure by more than 1 point.",
+  '▼': "▼ worse than the paper's figure by more than 1 point.",
+}
+
+
+def compact_seeds(seeds: Iterable[int]) -> str:
+  """Return seeds as a list with stretches of three or more shortened.
+
+  >>> compact_seeds([0, 1, 2, 3, 7, 8])
+  '0–3, 7, 8'
+  """
+  stretches = collections.defaultdict(list)
+  for i, seed in enumerate(sorted(seeds)):
+    stretches[seed - i].append(seed)
+  return ', '.join(
+    f'{s[0]}–{s[-1]}' if len(s) > 2 else ', '.join(map(str, s)) for s in stretches.values()
+  )
+
+
+def _number(value: float | None, template: str = '{:.2f}', scale: float = 1.0) -> str:
+  return '' if value is None else template.format(scale * value)
+
+
+def _one_draw(row: Row) -> str:
+  """Return the accuracy of one draw, where there were more."""
+  several = any(samples > 1 for samples in row.values('eval_samples'))
+  return _number(row.accuracy_of_one_draw, scale=100) if several else ''
+
+
+def _difference(row: Row) -> str:
+  return f'{_number(row.difference_to_paper, "{:+z.2f}", 100)} {verdict(row)}'.strip()
+
+
+def _span(values: Sequence[int], text: Callable[[int], str] = '{:,}'.format) -> str:
+  return '–'.join(map(text, values[:1] + values[1:][-1:]))
+
+
+def _size(parameters: int) -> str:
+  return f'{parameters / 1e6:.2f}M' if parameters >= 999_950 else f'{parameters / 1e3:.1f}k'
+
+
+def _figure(figure: Figure | None) -> str:
+  if figure and figure.value is None:
+    return figure.note.partition(':')[0]  # 'FAIL: no better than chance'
+  return _number(figure and figure.value)
+
+
+class Column(NamedTuple):
+  """One column of a table; `text` of a row is empty where there is no value."""
+
+  header: str
+  text: Callable[[Row], str]
+  mark: str = ''
+  is_marked: Callable[[Row], Any] = lambda row: False
+  left: bool = False
+
+
+_elsewhere = lambda row: row.comparable is False
+_mixed = lambda row: len(row.values('device')) > 1
+_COLUMNS = (
+  Column('model', lambda row: row.model, left=True),
+  Column('preset', lambda row: row.preset, left=True),
+  Column('ours %', lambda row: _number(row.accuracy, scale=100),
+         '‡', lambda row: any(row.values('validation_is_test'))),
+  Column('± sd', lambda row: _number(row.accuracy_sd, '± {:.2f}', 100)),
+  Column('runs', lambda row: str(len(row.runs) or ''),
+         '◊', lambda row: len(row.values('git_revision')) > 1),
+  Column('seeds', lambda row: compact_seeds(row.values('seed')), left=True),
+  Column('examples', lambda row: _span(row.examples)),
+  Column('paper %', lambda row: _figure(row.paper), '§', _elsewhere),
+  Column('Δ', _difference),
+  Column('LRA %', lambda row: _figure(row.lra), '§', _elsewhere),
+  Column('params', lambda row: _span(row.values('parameters'), _size)),
+  Column('/ base', lambda row: _number(row.parameter_ratio, '{:.3f}'),
+         '†', lambda row: row.breaks_lra_rule),
+  Column('steps', lambda row: _span(row.values('steps'))),
+  Column('steps/s', lambda row: _number(row.steps_per_second), '¶', _mixed),
+  Column('peak GiB', lambda row: _number(row.peak_memory_bytes, scale=2**-30), '¶', _mixed),
+  Column('samples', lambda row: _span(row.values('eval_samples'))),
+  Column('one draw', _one_draw),
+)  # fmt: skip
+
+
+class Heading(NamedTuple):
+  """What stands above a column, and whether its cells are flush left."""
+
+  header: str
+  left: bool = False
+
+
+class Cell(NamedTuple):
+  """Text of one cell and the mark behind it."""
+
+  text: str
+  mark: str = ''
+
+
+class Sheet(NamedTuple):
+  """A table as it is shown.
+
+  Attributes:
+    title: what was measured.
+    subtitle: on what; may be empty.
+    columns: their headers, and which of them are flush left.
+    rows: cells, row by row.
+    breaks: indices of rows that begin another kind of rows.
+    notes: sentences below it.
+  """
+
+  title: str
+  subtitle: str
+  columns: tuple[Heading, ...]
+  rows: tuple[tuple[Cell, ...], ...]
+  breaks: tuple[int, ...] = ()
+  notes: tuple[str, ...] = ()
+
+
+class Sheets(NamedTuple):
+  """The report's tables: of all tasks together, of each task, and of each question."""
+
+  overviews: tuple[Sheet, ...]
+  tasks: tuple[Sheet, ...]
+  questions: tuple[Sheet, ...]
+
+  @property
+  def all(self) -> tuple[Sheet, ...]:
+    """Return the tables in their order."""
+    return self.overviews + self.tasks + self.questions
+
+
+def make_sheets(report: Report) -> Sheets:
+  """Return the report's tables; those of tasks in the order of `report.tables`."""
+  tables = report.tables
+  comparisons = itertools.groupby(make_comparisons(tables), lambda c: c.question)
+  return Sheets(
+    tuple(map(_overview_sheet, make_overviews(tables))),
+    tuple(map(task_sheet, tables)),
+    tuple(_comparison_sheet(question, list(found)) for question, found in comparisons),
+  )
+
+
+def task_sheet(table: Table) -> Sheet:
+  """Return the table of one task, without the columns that are empty throughout."""
+  columns = tuple(
+    column
+    for column in _COLUMNS
+    if any(column.text(row) for row in table.rows)
+    and not (column.header == 'examples' and table.examples)  # The title has it.
+  )
+  title, data = title_lines(table)
+  kinds = [row.kind for row in table.rows]
+  return Sheet(
+    title,
+    data,
+    tuple(Heading(column.header, column.left) for column in columns),
+    tuple(tuple(_cell(c, row) for c in columns) for row in table.rows),
+    tuple(i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]),
+    tuple(table_notes(table)),
+  )
+
+
+def _overview_sheet(overview: Overview) -> Sheet:
+  means = {model: overview.mean(model) for model in overview.models}
+  with_means = any(mean is not None for mean in means.values())
+  rows = []
+  for model in overview.models:
+    cells = [_overview_cell(overview.rows.get((model, task))) for task in overview.tasks]
+    mean = [Cell(_number(means[model], scale=100) or '–')] if with_means else []
+    rows.append((Cell(model), *cells, *mean))
+  notes = ['In brackets the figure of the KL-Transformer paper, Tables 2 and 5.']
+  if overview.missing:
+    by_task: dict[str, list[str]] = {}
+    for model, task in overview.missing:
+      by_task.setdefault(task, []).append(model)
+    text = '; '.join(f'{task}: {", ".join(models)}' for task, models in by_task.items())
+    notes.append(f'Not run: {text}.')
+  headers = ['model', *overview.tasks, *(['mean'] if with_means else [])]
+  return Sheet(
+    f'preset {overview.preset}: accuracy on the test splits, %',
+    '',
+    tuple(Heading(header, header == 'model') for header in headers),
+    tuple(rows),
+    notes=tuple(notes),
+  )
+
+
+def _overview_cell(row: Row | None) -> Cell:
+  if row is None:
+    return Cell('–')
+  text = _number(row.accuracy, scale=100) + _number(row.accuracy_sd, ' ± {:.2f}', 100)
+  if row.paper and row.paper.value is not None:
+    text += f' ({row.paper.value:.2f})'
+  marks = {
+    verdict(row): True,
+    '‡': any(row.values('validation_is_test')),
+    '†': row.breaks_lra_rule,
+    '§': _elsewhere(row),
+  }
+  return Cell(text, ''.join(mark for mark, shown in marks.items() if shown))
+
+
+def _comparison_sheet(question: str, found: Sequence[Comparison]) -> Sheet:
+  headers = {
+    'comparison': True, 'task': True, 'preset': True, 'points': False, '± se': False,
+    'seeds': True, 'answer': True,
+  }  # fmt: skip
+  rows = [
+    (
+      f'{c.first} − {c.second}',
+      c.task,
+      c.preset,
+      f'{c.difference:+.2f}',
+      f'± {c.error:.2f}',
+      compact_seeds(c.seeds),
+      c.answer,
+    )
+    for c in found
+  ]
+  return Sheet(
+    question,
+    'difference of test accuracies, seed by seed',
+    tuple(Heading(header, left) for header, left in headers.items()),
+    tuple(tuple(map(Cell, row)) for row in rows),
+  )
+
+
+def _cell(column: Column, row: Row) -> Cell:
+  text = column.text(row)
+  if not text:
+    return Cell('–' if row.kind == 'run' else '')
+  return Cell(text, column.mark if column.is_marked(row) else '')
+
+
+def title_lines(table: Table) -> tuple[str, str]:
+  """Return what was measured, and on which data."""
+  examples = f' ({table.examples:,} examples)' if table.examples else ''
+  ours = all(run.comparable for row in table.rows for run in row.runs)
+  return (
+    f'{table.task}: accuracy on the {table.split} split{examples}',
+    f'data: {table.dataset}' + ('' if ours else " (NOT the benchmark's own)"),
+  )
+
+
+def table_notes(table: Table) -> list[str]:
+  """Return the sources, the hardware and what was left out, for one table."""
+  notes = []
+  for source, column in results.SOURCES.items():
+    figures = [figure for figure in table.figures if figure.source == source]
+    if figures:
+      header = 'LRA %' if column == 'lra' else 'paper %'
+      places = ', '.join(dict.fromkeys(f.table for f in figures))
+      remarks = dict.fromkeys(f.note for f in figures if f.note)
+      notes.append('; '.join([f'{header}: {source}, {places}', *remarks]) + '.')
+  rows_on = collections.defaultdict(list)
+  for row in table.rows:
+    for device in row.values('device'):
+      seeds = [run.seed for run in row.runs if run.device == device]
+      some = f' (seeds {compact_seeds(seeds)})' if len(seeds) < len(row.runs) else ''
+      rows_on[device].append(row.label + some)
+  for device, labels in rows_on.items():
+    several = f'Hardware {device}: {"; ".join(labels)}.'
+    notes.append(several if len(rows_on) > 1 else f'Hardware of our rows: {device}.')
+  return notes + [note for row in table.rows for note in repeat_notes(row)]
+
+
+def repeat_notes(row: Row) -> list[str]:
+  """Return a sentence for each run of a row that was left out."""
+  kept = {run.seed: run.path.parent for run in row.runs}
+  return [
+    f'{row.label}: seed {run.seed} was run again, which is no independent run. Kept the newest '
+    f'results.json, in {kept[run.seed]}; left out {run.path.parent} ({100 * run.accuracy:.2f} %).'
+    for run in row.repeated
+  ]
+
+
+def report_notes(report: Report, sheets: Sheets) -> list[str]:
+  """Return the legend of the columns and marks that are shown, and the unfinished runs."""
+  shown: set[str] = set()
+  for sheet in sheets.all:
+    shown |= {column.header for column in sheet.columns}
+    shown |= {mark for row in sheet.rows for cell in row for mark in cell.mark}
+    shown |= {sign for row in sheet.rows for cell in row for sign in cell.text if sign in '≈▲▼'}
+  for table in report.tables:
+    shown |= {character for row in table.rows for character in row.preset if character in '*('}
+  return [text for key, text in _LEGEND.items() if key in shown] + [
+    f'Not finished, left out: {run}.' for run in report.unfinished
+  ]

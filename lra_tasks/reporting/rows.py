@@ -1,0 +1,173 @@
+"""The report as numbers: our runs, gathered by config, beside the published figures."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lra_tasks.reporting import results
+from lra_tasks.reporting.results import Figure, Group, Results, Run, Unfinished
+
+# The order of tables.
+TASKS = ('listops', 'text', 'retrieval', 'image', 'pathfinder32', 'pathfinder128')
+_MAX_PARAMETER_RATIO = 1.10  # LRA's rule for like-for-like models.
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One row of a table: numbers, not text. Accuracies are fractions."""
+
+  kind: str  # 'run', 'majority' or 'published'
+  model: str
+  preset: str = ''  # With the start of config_id in brackets where that tells rows apart.
+  runs: tuple[Run, ...] = ()
+  repeated: tuple[Run, ...] = ()  # Left out: older runs of the same seeds.
+  examples: tuple[int, ...] = ()
+  accuracy: float | None = None
+  accuracy_sd: float | None = None
+  accuracy_of_one_draw: float | None = None
+  paper: Figure | None = None
+  lra: Figure | None = None
+  comparable: bool | None = None  # Whether these figures are for the same data.
+  difference_to_paper: float | None = None
+  parameter_ratio: float | None = None
+  steps_per_second: float | None = None  # Mean over the runs.
+  peak_memory_bytes: int | None = None  # Largest of the runs.
+
+  @property
+  def label(self) -> str:
+    """What names the row in notes."""
+    return f'{self.model} {self.preset}'.rstrip()
+
+  @property
+  def breaks_lra_rule(self) -> bool | None:
+    """Whether the model is too large to be compared under LRA's rule; None if not known."""
+    return None if self.parameter_ratio is None else self.parameter_ratio > _MAX_PARAMETER_RATIO
+
+  def values(self, name: str) -> tuple[Any, ...]:
+    """Return the distinct values of a field of `Run` over the runs, sorted, without None."""
+    return _distinct(getattr(run, name) for run in self.runs)
+
+
+def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
+  return tuple(sorted({value for value in values if value is not None}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """All rows of one task, data set and split: ours, chance, then published ones."""
+
+  task: str
+  dataset: str
+  split: str
+  rows: tuple[Row, ...]
+
+  @property
+  def figures(self) -> tuple[Figure, ...]:
+    """Every published figure that is shown."""
+    return tuple(dict.fromkeys(f for row in self.rows for f in (row.paper, row.lra) if f))
+
+  @property
+  def examples(self) -> int | None:
+    """Number of examples, None if the rows differ in it."""
+    counts = _distinct(n for row in self.rows for n in row.examples)
+    return counts[0] if len(counts) == 1 else None
+
+
+class Report(NamedTuple):
+  """The whole report, ready to be rendered."""
+
+  tables: tuple[Table, ...]
+  unfinished: tuple[Unfinished, ...] = ()
+
+
+def build_report(
+  found: Results, figures: Iterable[Figure], which: str = 'matching', external: bool = False
+) -> Report:
+  """Return one table for each task, data set and split.
+
+  Args:
+    found: the runs.
+    figures: all published figures.
+    which: 'matching' shows the figures of the models that were run and of random guessing, 'all'
+      those of every other model too, 'none' nothing.
+    external: whether to show entries that do not keep to LRA's rules.
+  """
+  figures = tuple(figures) if which != 'none' else ()
+  groups = collections.defaultdict(list)
+  for group in results.group_runs(found.runs):
+    first = group.runs[0]
+    groups[first.task, first.dataset, first.split].append(group)
+  order = lambda key: (_rank(key[0].partition('/')[0]), key)  # Of a task, then its variants.
+  tables = []
+  for key in sorted(groups, key=order):
+    published = results.published_for(figures, key[0], external)
+    tables.append(Table(*key, _rows(groups[key], published, which == 'all')))
+  return Report(tuple(tables), found.unfinished)
+
+
+def _rank(task: str) -> int:
+  return TASKS.index(task) if task in TASKS else len(TASKS)
+
+
+def _rows(
+  groups: Sequence[Group], published: Mapping[str, Mapping[str, Figure]], others: bool
+) -> tuple[Row, ...]:
+  """Return our rows, best first; chance; models that were not run (if `others`), best first."""
+  configs = collections.Counter((g.runs[0].model, g.runs[0].preset) for g in groups)
+  ours = []
+  for group in groups:
+    first = group.runs[0]
+    tag = f'({first.config_id[:6]})' if configs[first.model, first.preset] > 1 else ''
+    preset = f'{first.preset or ""} {tag}'.strip()
+    ours.append(_run_row(group, preset, published.get(first.model, {})))
+  chance = {(run.examples, run.majority_class) for row in ours for run in row.runs}
+  comparable = all(row.comparable for row in ours)
+  rest = [
+    Row('published', model, regime(figures.values()), comparable=comparable, **figures)
+    for model, figures in published.items()
+    if model not in {row.model for row in ours}
+    and (others or any(figure.family == 'chance' for figure in figures.values()))
+  ]
+  return (
+    *sorted(ours, key=lambda row: (-row.accuracy, row.label)),
+    *(Row('majority', 'majority', examples=(n,), accuracy=a) for n, a in sorted(chance)),
+    *sorted(rest, key=lambda row: (-((row.paper or row.lra).value or 0), row.model)),
+  )
+
+
+def _run_row(group: Group, preset: str, figures: Mapping[str, Figure]) -> Row:
+  runs, paper = group.runs, figures.get('paper')
+  accuracies = [run.accuracy for run in runs]
+  mean = statistics.fmean(accuracies)
+  single = [run.accuracy_of_one_draw for run in runs]
+  comparable = all(run.is_comparable for run in runs)
+  has_difference = comparable and paper and paper.value is not None
+  ratios = [run.parameters / run.base_parameters for run in runs if run.base_parameters]
+  speeds = [run.steps_per_second for run in runs if run.steps_per_second is not None]
+  memory = [run.peak_memory_bytes for run in runs if run.peak_memory_bytes is not None]
+  return Row(
+    kind='run',
+    model=runs[0].model,
+    preset=preset,
+    runs=runs,
+    repeated=group.repeated,
+    examples=_distinct(run.examples for run in runs),
+    accuracy=mean,
+    accuracy_sd=statistics.stdev(accuracies) if len(runs) > 1 else None,
+    accuracy_of_one_draw=None if None in single else statistics.fmean(single),
+    **figures,
+    comparable=comparable,
+    difference_to_paper=mean - paper.fraction if has_difference else None,
+    parameter_ratio=max(ratios, default=None),
+    steps_per_second=statistics.fmean(speeds) if speeds else None,
+    peak_memory_bytes=max(memory, default=None),
+  )
+
+
+def regime(figures: Iterable[Figure]) -> str:
+  """Return 'external' for entries that do not keep to LRA's rules, else 'published'."""
+  return 'external' if all(f.regime == 'external' for f in figures) else 'published'

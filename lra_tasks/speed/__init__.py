@@ -1,0 +1,1 @@
+"""What `lra_tasks.benchmark` measures, and how."""

@@ -1,0 +1,220 @@
+"""Tests of what the report says of several tasks and models together."""
+
+import html.parser
+import re
+from pathlib import Path
+
+import pytest
+from report_helpers import make_report, make_run, rows_of
+
+from lra_tasks.reporting import cells as report_cells
+from lra_tasks.reporting import figures as report_figures
+from lra_tasks.reporting import html as report_html
+from lra_tasks.reporting import summary as report_summary
+from lra_tasks.reporting import text as report_text
+from lra_tasks.reporting.summary import make_comparisons, make_overviews
+
+
+def image_run(**changes):
+  return make_run(task='image', dataset='image/1.0.0', **changes)
+
+
+def run_of(model, accuracy, **changes):
+  """A run of 10,000 examples in a folder of its own."""
+  path = f'runs/{model}_{changes}'
+  return make_run(path, model=model, accuracy=accuracy, examples=10_000, **changes)
+
+
+@pytest.mark.parametrize(
+  ('accuracy', 'sign'),
+  # 36.96 is published; one point below and above still reproduces it.
+  [(0.3596, '≈'), (0.3595, '▼'), (0.3796, '≈'), (0.3797, '▲'), (0.3696, '≈')],
+)
+def test_verdicts_by_hand(accuracy, sign):
+  (row,) = rows_of(make_report(make_run(accuracy=accuracy)))
+  assert report_summary.verdict(row) == sign
+  (row,) = rows_of(make_report(make_run(accuracy=accuracy, comparable=False)))
+  assert report_summary.verdict(row) == ''
+
+
+def test_overview_has_the_benchmarks_own_data_and_names_what_was_not_run():
+  built = make_report(
+    make_run('a', seed=0, accuracy=0.36),
+    make_run('b', seed=1, accuracy=0.38),
+    image_run(accuracy=0.4),
+    make_run('c', model='transformer', accuracy=0.35),
+    make_run('d', dataset='other', comparable=False, accuracy=0.9),
+    image_run(path='e', model='gmm_rks', preset='tuned'),
+  )
+  (overview,) = make_overviews(built.tables)
+  assert (overview.preset, overview.tasks) == ('paper', ('listops', 'image'))
+  assert overview.models == ('gmm_prf', 'transformer')
+  assert overview.rows['gmm_prf', 'listops'].accuracy == pytest.approx(0.37)
+  assert overview.mean('gmm_prf') == pytest.approx(0.385)
+  assert overview.mean('transformer') is None
+  assert len(overview.missing) == 4 * 11 - 3
+  text = report_text.render_table(built)
+  assert re.search(r'gmm_prf +37\.00 ± 1\.41 \(36\.96\)≈ +40\.00 \(39\.94\)≈ +38\.50\n', text)
+  assert re.search(r'transformer +35\.00 \(36\.38\)▼ +– +–\n', text)
+  missing = ' '.join(text.split()).partition('Not run: ')[2]
+  assert missing.startswith('listops: gmm_rks, fastfood_rks, generative_rks, fastfood_prf, gen')
+  assert '; text: gmm_rks, ' in missing
+  assert '▼ worse than the paper' in text
+
+
+def test_one_task_has_no_overview():
+  assert make_overviews(make_report(make_run()).tables) == []
+
+
+def test_comparisons_by_hand():
+  built = make_report(
+    run_of('gmm_prf', 0.40, seed=0), run_of('prf', 0.37, seed=0),
+    run_of('gmm_prf', 0.42, seed=1), run_of('prf', 0.38, seed=1),
+    run_of('gmm_prf', 0.47, seed=2), run_of('prf', 0.42, seed=2),
+    run_of('gmm_prf', 0.99, seed=3), run_of('prf', 0.10, seed=4),  # Without partners.
+    run_of('gmm_rks', 0.30, seed=0, preset='tuned'),
+  )  # fmt: skip
+  (found,) = make_comparisons(built.tables)
+  assert (found.first, found.second, found.task, found.seeds) == (
+    'gmm_prf', 'prf', 'listops', (0, 1, 2)
+  )  # fmt: skip
+  # Differences of 3, 4 and 5 points: mean 4, standard deviation 1, standard error 0.577. That of
+  # 10,000 examples is larger: 100 (0.47 · 0.53 / 10⁴ + 0.42 · 0.58 / 10⁴)^(1/2) = 0.702.
+  assert found.difference == pytest.approx(4)
+  assert found.error == pytest.approx(0.7020, abs=1e-4)
+  assert found.answer == 'yes'
+  text = report_text.render_table(built)
+  assert 'Is a learned kernel better than the Gaussian one?' in text
+  assert re.search(r'gmm_prf − prf +listops +paper +\+4\.00 +± 0\.70 +0–2 +yes\n', text)
+
+
+def test_changed_presets_are_not_compared():
+  runs = [run_of('gmm_prf', 0.5), run_of('prf', 0.1, preset='paper*')]
+  assert make_comparisons(make_report(*runs).tables) == []
+  starred = [run_of('gmm_prf', 0.5, preset='paper*'), run_of('prf', 0.1, preset='paper*')]
+  assert make_comparisons(make_report(*starred).tables) == []
+  assert make_overviews(make_report(*starred, image_run(preset='paper*')).tables) == []
+
+
+def test_figures_of_rows_with_different_splits():
+  built = make_report(make_run(), make_run(model='rks', examples=320, majority_class=0.2))
+  (axis,) = report_figures.accuracies(built.tables[0]).axes
+  lines = {float(line.get_xdata()[0]) for line in axis.get_lines() if line.get_linestyle() == ':'}
+  assert lines == {20.0, 17.1}
+
+
+def test_seeds_that_disagree_leave_it_open():
+  runs = []
+  for seed, (a, b) in enumerate([(0.40, 0.30), (0.30, 0.36), (0.40, 0.37)]):
+    runs += [run_of('gmm_rks', a, seed=seed), run_of('rks', b, seed=seed)]
+  found = make_comparisons(make_report(*runs).tables)[0]
+  # Differences of 10, −6 and 3: mean 7 / 3, standard deviation 8.02, standard error 4.63.
+  assert (found.difference, found.error) == (pytest.approx(7 / 3), pytest.approx(4.6308, abs=1e-3))
+  assert found.answer == 'not clear'
+  lower = make_report(run_of('gmm_rks', 0.2), run_of('rks', 0.4)).tables
+  assert make_comparisons(lower)[0].answer == 'no'
+
+
+def circles_of(figure):
+  (axis,) = figure.axes
+  return {
+    c.get_label(): (*map(float, c.get_offsets()[0]), float(c.get_sizes()[0]))
+    for c in axis.collections
+  }
+
+
+def two_tasks():
+  gib = 2**30
+  return make_report(
+    make_run('a', accuracy=0.3, peak_memory_bytes=gib, steps_per_second=40.0),
+    make_run('b', model='transformer', accuracy=0.4, peak_memory_bytes=3 * gib,
+             steps_per_second=10.0),
+    image_run(path='c', accuracy=0.5, peak_memory_bytes=2 * gib, steps_per_second=20.0),
+    image_run(path='d', model='transformer', accuracy=0.6, peak_memory_bytes=4 * gib,
+              steps_per_second=20.0),
+    make_run('e', model='rks', accuracy=0.2, peak_memory_bytes=None),
+  )  # fmt: skip
+
+
+def test_circles_are_as_large_as_steps_are_fast():
+  built = two_tasks()
+  figure = report_figures.trade_off(built.tables[0], 'paper')
+  assert circles_of(figure) == {
+    'gmm_prf, 4.0 ×': pytest.approx((30, 1, 600)),
+    'softmax, 1.0 ×': pytest.approx((40, 3, 150)),
+  }
+  (overview,) = make_overviews(built.tables)
+  assert circles_of(report_figures.mean_trade_off(overview)) == {
+    'gmm_prf, 2.0 ×': pytest.approx((40, 1.5, 300)),
+    'softmax, 1.0 ×': pytest.approx((50, 3.5, 150)),
+  }
+  assert report_figures.trade_off(built.tables[0], 'tuned') is None
+
+
+def test_accuracies_stand_beside_published_ones():
+  (axis,) = report_figures.accuracies(two_tasks().tables[0]).axes
+  assert [text.get_text() for text in axis.get_yticklabels()] == [
+    'rks, paper', 'gmm_prf, paper', 'softmax, paper'
+  ]  # fmt: skip
+  points = {(x, y) for line in axis.get_lines() for x, y in zip(*line.get_data(), strict=True)}
+  assert {(30.0, 1), (36.96, 1), (40.0, 2), (36.38, 2), (36.37, 2), (17.1, 0)} <= points
+
+
+class Page(html.parser.HTMLParser):
+  """Checks that elements are closed, and collects texts and tags."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.tags, self.texts = [], [], []
+    self.feed(text)
+    self.close()
+    assert self.open == []
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append(tag)
+    if tag not in ('meta',):
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_startendtag(self, tag, attrs):
+    self.tags.append(tag)
+
+  def handle_data(self, data):
+    self.texts.append(data)
+
+
+def test_page_has_every_cell_and_figure_and_needs_nothing_else():
+  built = two_tasks()
+  text = report_html.render_html(built)
+  page = Page(text)
+  sheets = report_cells.make_sheets(built)
+  assert page.tags.count('table') == len(sheets.all) == 4
+  assert page.tags.count('svg') == 5  # Figure 1; of each task two.
+  for sheet in sheets.all:
+    for cell in (cell for row in sheet.rows for cell in row):
+      assert not cell.text or cell.text in page.texts
+  assert not re.search(r'(src|href)="(?!#)', text)
+  assert text == report_html.render_html(built)
+
+
+def test_page_survives_any_name():
+  name = '<b>&"'
+  text = report_html.render_html(make_report(make_run(model=name, dataset=name), which='none'))
+  assert '<b>' not in text
+  assert name in Page(text).texts
+
+
+def test_a_missing_library_is_named(monkeypatch, capsys):
+  from lra_tasks import report
+
+  def missing(_):
+    raise ImportError("No module named 'matplotlib'")
+
+  monkeypatch.setitem(report.RENDERERS, 'html', missing)
+  for name, value in (('_FORMAT', 'html'), ('_PUBLISHED', 'all'), ('_EXTERNAL', False)):
+    monkeypatch.setattr(report, name, type('Flag', (), {'value': value}))
+  assert report.main(['report']) == 1
+  assert capsys.readouterr().err.endswith('pip install matplotlib\n')
+  assert isinstance(report.results.KEPT, Path)
