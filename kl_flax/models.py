@@ -41,6 +41,7 @@ class AttentionRow:
       and their controls, 'lra' for those that LRA has a config of.
     stochastic: draws from the PRNG stream 'spectral', in prediction too; see `is_stochastic`.
     config_fields: options that in configs are fields of the run, beside `attention`.
+    ignores_padding: False where results change with the length that sequences are padded to.
     from_lra: turns the `model_kwargs` of one of LRA's config files into options; by default they
       have the same names.
   """
@@ -48,6 +49,7 @@ class AttentionRow:
   make: Callable[..., nn.Module]
   default_preset: str = 'lra'
   stochastic: bool = False
+  ignores_padding: bool = True
   from_lra: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
   config_fields: tuple[str, ...] = ()
 

@@ -408,6 +408,11 @@ def model_arguments(fields: Mapping[str, Any], num_classes: int | None = None) -
   return arguments
 
 
+def ignores_padding(fields: Mapping[str, Any]) -> bool:
+  """Return whether results are the same, however far a batch is padded."""
+  return fields['pooling_mode'] != 'FLATTEN' and get_row(fields['model_type']).ignores_padding
+
+
 def base_model_arguments(task: str, num_classes: int | None = None) -> dict[str, Any]:
   """Return the same for LRA's base Transformer of a task."""
   base = dict(get_task(task).base_model)

@@ -103,8 +103,12 @@ def train(
     share=parallel.share(),
     **shapes,
   )
-  read = lambda split, limit=-1: pipeline.eval_batches(
-    builder.as_data_source(split), share=parallel.share(), num_batches=limit, **shapes
+  trim = configuration.ignores_padding(fields)
+  validation, test = (
+    pipeline.Evaluation(
+      builder.as_data_source(split), share=parallel.share(), num_batches=limit, trim=trim, **shapes
+    )
+    for split, limit in (('validation', fields['num_eval_steps']), ('test', -1))
   )
 
   with contextlib.ExitStack() as stack:
@@ -149,9 +153,7 @@ def train(
     loop = Loop(
       fields=fields,
       train_step=train_step,
-      validate=lambda state: evaluate(
-        validation_step, state, read('validation', fields['num_eval_steps']), preemption.pending
-      ),
+      validate=lambda state: evaluate(validation_step, state, validation, preemption.pending),
       schedule=schedule,
       checkpoints=checkpoints,
       log=log,
@@ -169,7 +171,7 @@ def train(
       state = parallel.replicate(checkpoints.restore(best, parallel.to_host(state)))
     samples = fields['eval_samples'] if _is_stochastic(fields) else 1
     step_fn = validation_step if samples == 1 else eval_step(samples)
-    sums = evaluate(step_fn, state, read('test'), preemption.pending)
+    sums = evaluate(step_fn, state, test, preemption.pending)
     if sums is None:
       logger.info('Stopped before the test; the same command goes on from there.')
       return preemption.exit_code

@@ -1,7 +1,8 @@
 """Batches: data source -> Grain -> padded arrays, the share of one process.
 
 A batch is a dictionary of NumPy arrays with leading axis b, the process's share:
-  inputs int32[b, max_length]   ids, 0 behind the end; of pairs, int32[b, 2, max_length]
+  inputs int32[b, max_length]   ids, 0 behind the end; of pairs, int32[b, 2, max_length]; shorter in
+                                evaluations, where all of a batch fit (`Evaluation`)
   lengths int32[b]              valid positions; of pairs, int32[b, 2]
   targets int32[b]              labels
   weights float32[b]            0 where a row only fills up the last batch
@@ -23,6 +24,9 @@ import grain
 import numpy as np
 
 Batch = dict[str, np.ndarray]
+
+# Batches of one length that make it worth a program of its own.
+_LEAST_BATCHES = 32
 
 # Threads, not worker processes: the state of the iterator must not depend on their number.
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
@@ -110,16 +114,12 @@ def train_batches(
   return iter(dataset.to_iter_dataset(_READ))
 
 
-def eval_batches(
-  source: Sequence[Any],
-  *,
-  batch_size: int,
-  max_length: int,
-  share: Share,
-  num_inputs: int = 1,
-  num_batches: int = -1,
-) -> Iterator[Batch]:
-  """Return one pass in order; the last batch is filled up with rows of weight 0.
+class Evaluation:
+  """One pass over a split, as often as it is iterated over; every example counts once.
+
+  Short sequences stand together in batches that are padded to a half or a quarter of `max_length`,
+  where those are many: most reviews have a third of the positions that a batch of LRA has. Batches
+  that are not full are filled up with rows of weight 0.
 
   Args:
     source: as in `train_batches`.
@@ -127,19 +127,78 @@ def eval_batches(
     max_length: as in `train_batches`.
     share: this process's part.
     num_inputs: as in `train_batches`.
-    num_batches: stop after so many; negative means all.
+    num_batches: only the examples of so many batches, the first in the source's order; negative
+      means all.
+    trim: False pads all batches to max_length.
   """
-  needed = -(-len(source) // batch_size)
-  if num_batches >= 0:
-    needed = min(needed, num_batches)
-  rows = share.of(batch_size)
 
-  def load(batch: int) -> Batch:
-    indices = range(batch * batch_size + rows.start, batch * batch_size + rows.stop)
-    present = [i if i < len(source) else None for i in indices]
-    return collate(source, present, max_length, num_inputs)
+  def __init__(
+    self,
+    source: Sequence[Any],
+    *,
+    batch_size: int,
+    max_length: int,
+    share: Share,
+    num_inputs: int = 1,
+    num_batches: int = -1,
+    trim: bool = True,
+  ) -> None:
+    self._source, self._max_length, self._num_inputs = source, max_length, num_inputs
+    self._rows, self._batch_size, self._trim = share.of(batch_size), batch_size, trim
+    self._count = len(source) if num_batches < 0 else min(len(source), num_batches * batch_size)
 
-  return iter(grain.MapDataset.range(needed).map(load).to_iter_dataset(_READ))
+  def __iter__(self) -> Iterator[Batch]:
+    """Return the batches."""
+    return iter(grain.MapDataset.range(len(self._plan)).map(self._load).to_iter_dataset(_READ))
+
+  def _load(self, batch: int) -> Batch:
+    indices, length = self._plan[batch]
+    return collate(self._source, indices[self._rows], length, self._num_inputs)
+
+  @functools.cached_property
+  def _plan(self) -> list[tuple[list[int | None], int]]:
+    """Indices of the examples of each global batch, and what it is padded to."""
+    groups = {self._max_length: list(range(self._count))}
+    if self._trim and self._count >= 2 * _LEAST_BATCHES * self._batch_size:
+      lengths = _read_lengths(self._source, self._count, self._num_inputs)
+      groups = _by_length(lengths, self._max_length, _LEAST_BATCHES * self._batch_size)
+    return [
+      (_filled(members[start : start + self._batch_size], self._batch_size), length)
+      for length, members in groups.items()
+      for start in range(0, len(members), self._batch_size)
+    ]
+
+
+def _read_lengths(source: Sequence[Any], count: int, num_inputs: int) -> np.ndarray:
+  """Return the length of each example, of pairs the larger one, int64[count]."""
+  names, lengths = input_names(num_inputs), []
+  for start in range(0, count, 1000):
+    records = source.__getitems__(range(start, min(start + 1000, count)))
+    lengths += [max(len(record[name]) for name in names) for record in records]
+  return np.array(lengths)
+
+
+def _by_length(lengths: np.ndarray, max_length: int, least: int) -> dict[int, list[int]]:
+  """Return what to pad to -> examples that fit into it, but not into the next smaller one.
+
+  A group of fewer than `least` joins the next longer one: each length is a program to compile.
+
+  >>> _by_length(np.array([9, 3, 100, 2, 4, 3]), 10, least=2)
+  {3: [1, 3, 5], 10: [0, 2, 4]}
+  """
+  groups, done = {}, np.zeros(len(lengths), bool)
+  for length in (-(-max_length // 4), -(-max_length // 2)):
+    fitting = (lengths <= length) & ~done
+    if fitting.sum() >= least:
+      groups[length] = np.flatnonzero(fitting).tolist()
+      done |= fitting
+  if not done.all():
+    groups[max_length] = np.flatnonzero(~done).tolist()
+  return groups
+
+
+def _filled(indices: list[int], size: int) -> list[int | None]:
+  return indices + [None] * (size - len(indices))
 
 
 def input_names(num_inputs: int) -> list[str]:

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lra_tasks.data.pipeline import Order, Share, collate, eval_batches, train_batches
+from lra_tasks.data import pipeline
+from lra_tasks.data.pipeline import Evaluation, Order, Share, collate, train_batches
 
 
 class Source:
@@ -54,7 +55,7 @@ def test_pairs_are_padded_side_by_side():
   np.testing.assert_array_equal(batch['weights'], [1, 0, 1])
   options = {'batch_size': 4, 'max_length': 3, 'share': Share(1, 2), 'num_inputs': 2}
   assert next(train_batches(Pairs(8), seed=0, **options))['inputs'].shape == (2, 2, 3)
-  assert next(eval_batches(Pairs(8), **options))['lengths'].tolist() == [[3, 2], [3, 2]]
+  assert next(iter(Evaluation(Pairs(8), **options)))['lengths'].tolist() == [[3, 2], [3, 2]]
 
 
 @pytest.mark.parametrize('max_length', [3, 4, 6])
@@ -127,13 +128,13 @@ def test_iterator_goes_on_from_its_saved_state():
 
 
 def test_evaluation_covers_everything_once_and_fills_up_the_last_batch():
-  batches = list(eval_batches(Source(19), batch_size=8, max_length=30, share=Share()))
+  batches = list(Evaluation(Source(19), batch_size=8, max_length=30, share=Share()))
   weights = np.concatenate([b['weights'] for b in batches])
   targets = np.concatenate([b['targets'] for b in batches])
   np.testing.assert_array_equal(weights, [1] * 19 + [0] * 5)
   np.testing.assert_array_equal(targets[:19], np.arange(19))
   parts = [
-    list(eval_batches(Source(19), batch_size=8, max_length=30, share=Share(i, 2))) for i in (0, 1)
+    list(Evaluation(Source(19), batch_size=8, max_length=30, share=Share(i, 2))) for i in (0, 1)
   ]
   for step, batch in enumerate(batches):
     np.testing.assert_array_equal(
@@ -143,8 +144,60 @@ def test_evaluation_covers_everything_once_and_fills_up_the_last_batch():
 
 @pytest.mark.parametrize(('limit', 'expected'), [(1, 1), (99_999, 3), (-1, 3)])
 def test_evaluation_can_be_limited(limit, expected):
-  batches = eval_batches(Source(19), batch_size=8, max_length=4, share=Share(), num_batches=limit)
+  batches = Evaluation(Source(19), batch_size=8, max_length=4, share=Share(), num_batches=limit)
   assert len(list(batches)) == expected
+
+
+class Uneven(Source):
+  """Examples of 0 to 39 positions; example i has target i."""
+
+  def __getitems__(self, indices):
+    lengths = [(7 * i) % 40 for i in indices]
+    return [
+      {'inputs': np.arange(1, n + 1), 'target': i} for i, n in zip(indices, lengths, strict=True)
+    ]
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_short_sequences_are_evaluated_in_short_batches(monkeypatch, count):
+  monkeypatch.setattr(pipeline, '_LEAST_BATCHES', 2)
+  options = {'batch_size': 4, 'max_length': 32}
+  shares = [Share(i, count) for i in range(count)]
+  parts = [list(Evaluation(Uneven(40), share=share, **options)) for share in shares]
+  joined = [
+    {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    for batches in zip(*parts, strict=True)
+  ]
+  # Lengths are 0 to 39: nine up to 8, eight up to 16, 23 longer ones.
+  widths = [batch['inputs'].shape for batch in joined]
+  assert widths == [(4, 8)] * 3 + [(4, 16)] * 2 + [(4, 32)] * 6
+  seen = []
+  for batch in joined:
+    for row in range(4):
+      if batch['weights'][row]:
+        target = int(batch['targets'][row])
+        length = (7 * target) % 40
+        kept = min(length, 32)
+        assert batch['lengths'][row] == kept
+        assert batch['truncated'][row] == (length > 32)
+        assert batch['inputs'][row, :kept].tolist() == list(range(1, kept + 1))
+        assert not batch['inputs'][row, kept:].any()
+        seen.append(target)
+  assert sorted(seen) == list(range(40))
+
+
+def test_batches_of_one_length_where_padding_counts_or_few_would_be_short(monkeypatch):
+  make = lambda **more: Evaluation(Uneven(40), batch_size=4, max_length=32, share=Share(), **more)
+  lengths = lambda batches: {batch['inputs'].shape[1] for batch in batches}
+  assert lengths(make()) == {32}
+  monkeypatch.setattr(pipeline, '_LEAST_BATCHES', 2)
+  assert lengths(make(trim=False)) == {32}
+  assert lengths(make(num_batches=3)) == {32}
+  # The examples are the first ones all the same.
+  limited = list(make(num_batches=5))
+  assert lengths(limited) == {16, 32}  # Five of the 20 are up to 8: too few.
+  targets = np.concatenate([b['targets'][b['weights'] > 0] for b in limited])
+  assert sorted(targets) == list(range(20))
 
 
 def test_a_split_smaller_than_a_batch_is_an_error():

@@ -147,15 +147,14 @@ def test_pairs_are_read_to_the_byte(builder, pairs):
 
 def test_batches_hold_both_texts(builder):
   spec = get_task('retrieval')
-  batch = next(
-    pipeline.eval_batches(
-      builder.as_data_source('validation'),
-      batch_size=4,
-      max_length=900,
-      share=pipeline.Share(),
-      num_inputs=spec.num_inputs,
-    )
+  evaluation = pipeline.Evaluation(
+    builder.as_data_source('validation'),
+    batch_size=4,
+    max_length=900,
+    share=pipeline.Share(),
+    num_inputs=spec.num_inputs,
   )
+  batch = next(iter(evaluation))
   for row, (first, second, label) in enumerate(records(builder)['validation']):
     assert TOKENIZER.decode(batch['inputs'][row, 0]) == first[:900]
     assert TOKENIZER.decode(batch['inputs'][row, 1]) == second[:900]
