@@ -339,7 +339,7 @@ def test_wrong_arguments_offer_the_nearest_name(argument, message):
   [
     ({}, None, 'names no task: pass --task'),
     ({}, 'listop', "unknown task 'listop' \\(did you mean 'listops'"),
-    ({'model_type': 'performr'}, 'listops', "unknown model_type 'performr' .* known: fastfood"),
+    ({'model_type': 'performr'}, 'listops', "unknown model_type 'performr' .* known: bigbird"),
     ({'learning_rte': 1}, 'listops', "unknown config field 'learning_rte' .*'learning_rate'"),
     ({'attention': {'num_frequences': 1}}, 'listops', 'unknown attention option'),
     ({'data': {'max_lenth': 1}}, 'listops', "did you mean 'max_length'"),
