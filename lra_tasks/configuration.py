@@ -320,9 +320,7 @@ def _split_lra_model(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Return fields and options of the mechanism, of the dictionary `model` of an LRA file."""
   fields = dict(given)
-  if (
-    'num_head' in fields
-  ):  # So spelt in LRA's file of Big Bird for images, of which its code fails.
+  if 'num_head' in fields:  # In LRA's file of Big Bird for images; LRA's own code refuses it.
     fields['num_heads'] = fields.pop('num_head')
   known = set(_own_options(model_type)) - set(DEFAULTS)
   return fields, {name: fields.pop(name) for name in known & set(fields)}

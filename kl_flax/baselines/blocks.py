@@ -92,11 +92,9 @@ def block_attention(
     global_query, *others = global_inputs or (query, key, value)
     everything = Keys(*others, valid[:, None, None, None], 'bshd')
     outputs.append(_attend(global_query[:, None, :num_global], [everything], drop)[:, 0])
-    query, first_key, key, first_value, value, first_valid, valid = (
-      query[:, num_global:],
-      *(part for x in (key, value, valid) for part in (x[:, :num_global], x[:, num_global:])),
-    )
+    first_key, first_value, first_valid = (x[:, :num_global] for x in (key, value, valid))
     shared = [Keys(first_key, first_value, first_valid[:, None, None, None], 'bshd')]
+    query, key, value, valid = (x[:, num_global:] for x in (query, key, value, valid))
   if length := query.shape[1]:
     size = min(block_size, length)
     blocks = Blocks(*(_cut(x, size) for x in (key, value, valid)))
