@@ -24,6 +24,13 @@ _NUM_FREQUENCIES = {
   'structured_rks': 8, 'structured_prf': 8,
   'rks': 128, 'prf': 128,
 }  # fmt: skip
+# Where LRA's files for other models differ from its Transformer's.
+_LRA_MODELS = {
+  'bigbird': {'num_heads': 4},
+  'local': {'num_heads': 2, 'pooling_mode': 'MEAN'},
+  'longformer': {'num_heads': 4, 'num_layers': 4, 'pooling_mode': 'MEAN'},
+}
+_ATTENTION = {'local': {'block_size': 64}}
 _EPOCH = 45_000 // 256  # Steps; of the last, incomplete batch LRA makes none.
 _NUM_EPOCHS = 200
 
@@ -65,4 +72,12 @@ _PRESETS = {
 
 
 def get_config(argument='gmm_prf'):
-  return task_config('image', argument, _PRESETS, num_frequencies=_NUM_FREQUENCIES, data=_DATA)
+  return task_config(
+    'image',
+    argument,
+    _PRESETS,
+    num_frequencies=_NUM_FREQUENCIES,
+    data=_DATA,
+    attention=_ATTENTION,
+    lra_models=_LRA_MODELS,
+  )

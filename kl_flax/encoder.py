@@ -40,7 +40,7 @@ class MultiHeadAttention(nn.Module):
     make_attention: returns the mechanism, a module called with query, key, value
       [b, l, h, d], key_mask [b, l] and deterministic. One that needs fewer of the three says so by
       its attribute `projections`, such as ('query', 'value'): it gets None for the others, which
-      have no parameters.
+      have no parameters. Further names are projections, too, and are passed as keywords.
     num_heads: H.
     qkv_dim: H·D, the width of queries, keys and values; a multiple of num_heads.
     dtype: of the computation; parameters are float32.
@@ -77,7 +77,8 @@ class MultiHeadAttention(nn.Module):
       if last is not None:
         inputs[last], matrix = jax.lax.optimization_barrier((inputs[last], matrix))
       inputs[name], last = jnp.einsum('blf,fhd->blhd', x, matrix), name
-    out = attention(*inputs.values(), key_mask, deterministic=deterministic)
+    first = [inputs.pop(name) for name in PROJECTIONS]
+    out = attention(*first, key_mask, deterministic=deterministic, **inputs)
     return nn.DenseGeneral(
       features,
       axis=(-2, -1),

@@ -15,7 +15,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kl_flax.attention import KernelAttention
+from kl_flax.baselines.bigbird import BigBirdAttention
+from kl_flax.baselines.local import LocalAttention
+from kl_flax.baselines.longformer import LongformerAttention
 from kl_flax.baselines.softmax import SoftmaxAttention
+from kl_flax.baselines.sparse_transformer import SparseTransformerAttention
 from kl_flax.encoder import Encoder
 from kl_flax.errors import unknown_name
 from kl_flax.fastfood import FastFood
@@ -198,6 +202,47 @@ def _linear() -> KernelAttention:
   return KernelAttention(None, 'elu')
 
 
+def _bigbird(
+  block_size: int = 64,
+  num_rand_blocks: int = 3,
+  num_global_blocks: int = 2,
+  connectivity_seed: int = 0,
+  attention_dropout_rate: float = 0.1,
+) -> BigBirdAttention:
+  return BigBirdAttention(
+    block_size, num_rand_blocks, num_global_blocks, connectivity_seed, attention_dropout_rate
+  )
+
+
+def _local(block_size: int = 50, attention_dropout_rate: float = 0.1) -> LocalAttention:
+  return LocalAttention(block_size, attention_dropout_rate)
+
+
+def _longformer(
+  sliding_window_size: int = 512,
+  num_global_tokens: int = 1,
+  global_projections: bool = True,
+  attention_dropout_rate: float = 0.1,
+) -> LongformerAttention:
+  return LongformerAttention(
+    sliding_window_size, num_global_tokens, global_projections, attention_dropout_rate
+  )
+
+
+def _sparse_transformer(
+  pattern: str = 'fixed',
+  block_size: int = 50,
+  num_summary: int = 10,
+  num_global_tokens: int = 1,
+  attention_dropout_rate: float = 0.1,
+) -> SparseTransformerAttention:
+  return SparseTransformerAttention(
+    pattern, block_size, num_summary, num_global_tokens, attention_dropout_rate
+  )
+
+
+# The option that is a field of the run.
+_DROPOUT = ('attention_dropout_rate',)
 # Learned diagonals, of which nothing is drawn that could be paired or stretched.
 _ROTATIONS = {'learned': True, 'antithetic': False, 'typical_norm': 0.0}
 
@@ -221,9 +266,13 @@ MODELS: dict[str, AttentionRow] = {
   'rks': AttentionRow(_rks, 'paper', stochastic=True),
   'prf': AttentionRow(_prf, 'paper', stochastic=True),
   # Baselines.
-  'performer': AttentionRow(_performer, stochastic=True, from_lra=_performer_from_lra),
+  'bigbird': AttentionRow(_bigbird, config_fields=_DROPOUT),
   'linear_transformer': AttentionRow(_linear),
-  'transformer': AttentionRow(_softmax, config_fields=('attention_dropout_rate',)),
+  'local': AttentionRow(_local, config_fields=_DROPOUT),
+  'longformer': AttentionRow(_longformer, config_fields=_DROPOUT),
+  'performer': AttentionRow(_performer, stochastic=True, from_lra=_performer_from_lra),
+  'sparse_transformer': AttentionRow(_sparse_transformer, config_fields=_DROPOUT),
+  'transformer': AttentionRow(_softmax, config_fields=_DROPOUT),
 }
 
 

@@ -198,6 +198,8 @@ def task_config(
     options['num_frequencies'] = TINY_FREQUENCIES
   elif model in num_frequencies:
     options['num_frequencies'] = num_frequencies[model]
+  if preset == 'tuned':
+    options['global_projections'] = False  # They have more parameters than LRA's rule allows.
   if preset == 'lra':
     fields |= (lra_models or {}).get(model, {})
     options |= lra_performer if model == 'performer' else {}
@@ -273,13 +275,18 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
   if task is None:
     raise ValueError('the config names no task: pass --task=listops (or another task)')
   get_task(task)
+  lra_file = 'preset' not in given
   # As LRA does: the dictionary `model` overrides flat fields, `model_kwargs` adds to them.
-  given.update(given.pop('model', {}))
+  sizes, model_kwargs = given.pop('model', {}), given.pop('model_kwargs', {})
+  if lra_file:
+    sizes, more = _split_lra_model(given.get('model_type', DEFAULTS['model_type']), sizes)
+    model_kwargs = model_kwargs | more
+  given.update(sizes)
   if 'classifier_pool' in given:
     pool = given.pop('classifier_pool')
     given['pooling_mode'] = _agree('pooling_mode', given.get('pooling_mode'), pool)
   # LRA's `model_kwargs` are options of the mechanism, under LRA's names.
-  model_kwargs, attention = given.pop('model_kwargs', {}), given.pop('attention', {})
+  attention = given.pop('attention', {})
   data = given.pop('data', {})
   tokenizer = given.pop('tokenizer', 'char')
   if tokenizer != 'char':
@@ -287,7 +294,6 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
   for name in given:
     if name not in DEFAULTS:
       raise ValueError(unknown_name('config field', name, [*DEFAULTS, *NESTED]))
-  lra_file = 'preset' not in given
   # LRA's own files state the fields that differ from the task's base Transformer.
   base = dict(get_task(task).base_model) if lra_file else {}
   fields = DEFAULTS | base | given | {'task': task}
@@ -307,6 +313,17 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
   if preset_id not in (None, config_id(fields)):
     fields['preset'] += '*'  # Figures under a preset's name must be the preset's.
   return dict(sorted(fields.items()))
+
+
+def _split_lra_model(
+  model_type: str, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Return fields and options of the mechanism, of the dictionary `model` of an LRA file."""
+  fields = dict(given)
+  if 'num_head' in fields:  # In LRA's file of Big Bird for images; LRA's own code refuses it.
+    fields['num_heads'] = fields.pop('num_head')
+  known = set(_own_options(model_type)) - set(DEFAULTS)
+  return fields, {name: fields.pop(name) for name in known & set(fields)}
 
 
 def load(

@@ -54,7 +54,7 @@ LRA_LAYER = (
 # One of each kind: the samplers that they differ in are tested by themselves.
 REPRESENTATIVES = (
   'transformer', 'linear_transformer', 'gmm_rks', 'gmm_prf', 'fastfood_prf', 'generative_rks',
-  'performer',
+  'performer', 'bigbird', 'local', 'longformer', 'sparse_transformer',
 )  # fmt: skip
 
 LRA_REST = (

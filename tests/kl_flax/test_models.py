@@ -50,6 +50,12 @@ OPTIONS = {
   'prf': 'num_frequencies directions antithetic typical_norm smoothing implementation',
   'performer': 'num_frequencies kernel directions antithetic typical_norm implementation',
   'linear_transformer': '',
+  'bigbird': (
+    'block_size num_rand_blocks num_global_blocks connectivity_seed attention_dropout_rate'
+  ),
+  'local': 'block_size attention_dropout_rate',
+  'longformer': 'sliding_window_size num_global_tokens global_projections attention_dropout_rate',
+  'sparse_transformer': 'pattern block_size num_summary num_global_tokens attention_dropout_rate',
   'transformer': 'attention_dropout_rate',
 }
 # Parameters of one layer's sampler at 2 heads of size 4, default options; none are drawn fixed.
