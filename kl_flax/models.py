@@ -266,7 +266,7 @@ MODELS: dict[str, AttentionRow] = {
   'rks': AttentionRow(_rks, 'paper', stochastic=True),
   'prf': AttentionRow(_prf, 'paper', stochastic=True),
   # Baselines.
-  'bigbird': AttentionRow(_bigbird, config_fields=_DROPOUT),
+  'bigbird': AttentionRow(_bigbird, config_fields=_DROPOUT, ignores_padding=False),
   'linear_transformer': AttentionRow(_linear),
   'local': AttentionRow(_local, config_fields=_DROPOUT),
   'longformer': AttentionRow(_longformer, config_fields=_DROPOUT),
