@@ -24,6 +24,15 @@ _NUM_FREQUENCIES = {
   'structured_rks': 8, 'structured_prf': 8,
   'rks': 128, 'prf': 128,
 }  # fmt: skip
+# Where LRA's files for other models differ from its Transformer's.
+_LRA_MODELS = {
+  'reformer': {'num_layers': 4, 'emb_dim': 64, 'qkv_dim': 32, 'mlp_dim': 64},
+  'sinkhorn': {
+    'num_heads': 1, 'emb_dim': 32, 'qkv_dim': 32, 'mlp_dim': 64,
+    'dropout_rate': 0.1, 'weight_decay': 0.7,
+  },
+}  # fmt: skip
+_LRA_KWARGS = {'sinkhorn': {'block_size': 64}, 'synthesizer': {'synthesizer_mode': 'random'}}
 _EPOCH = 45_000 // 256  # Steps; of the last, incomplete batch LRA makes none.
 _NUM_EPOCHS = 200
 
@@ -65,4 +74,12 @@ _PRESETS = {
 
 
 def get_config(argument='gmm_prf'):
-  return task_config('image', argument, _PRESETS, num_frequencies=_NUM_FREQUENCIES, data=_DATA)
+  return task_config(
+    'image',
+    argument,
+    _PRESETS,
+    num_frequencies=_NUM_FREQUENCIES,
+    data=_DATA,
+    lra_models=_LRA_MODELS,
+    lra_kwargs=_LRA_KWARGS,
+  )

@@ -16,7 +16,12 @@ _LRA_MODELS = {
   'linear_transformer': {
     'num_layers': 1, 'num_heads': 2, 'emb_dim': 128, 'qkv_dim': 64, 'mlp_dim': 128
   },
+  'linformer': {'num_layers': 1, 'num_heads': 2},
+  'reformer': {'num_layers': 2, 'num_heads': 8, 'emb_dim': 64, 'qkv_dim': 32, 'mlp_dim': 64},
+  'sinkhorn': {'num_layers': 2, 'mlp_dim': 64},
+  'synthesizer': {'num_layers': 2, 'emb_dim': 64, 'qkv_dim': 32, 'mlp_dim': 64},
 }  # fmt: skip
+_LRA_KWARGS = {'sinkhorn': {'block_size': 64}, 'synthesizer': {'synthesizer_mode': 'random'}}
 # `tuned` has LRA's sizes and schedule, not yet selected on validation data. What softmax attention
 # did on generated images, on one NVIDIA H200: with 4 layers, emb_dim 64, 2 heads, mlp_dim 128,
 # computed positions, batch 128, learning rate 3e-4 and dropout 0.1 it left chance after about
@@ -40,4 +45,5 @@ def get_config(argument='gmm_prf'):
     num_frequencies=block_frequencies('pathfinder32'),
     data=_DATA,
     lra_models=_LRA_MODELS,
+    lra_kwargs=_LRA_KWARGS,
   )

@@ -87,6 +87,29 @@ TINY: dict[str, Any] = {
   'resample_every': 10,
 }
 TINY_FREQUENCIES = 16
+# Of the preset tuned, where the default takes too many parameters, as it has some for every
+# position: the most that LRA's rule of 10 % allows, or 1 where it allows none.
+_TUNED_SIZES: dict[str, dict[str, dict[str, int]]] = {
+  'linformer': {
+    'retrieval': {'projected_length': 6},
+    'pathfinder32': {'projected_length': 1},
+    'pathfinder64': {'projected_length': 1},
+    'pathfinder128': {'projected_length': 3},
+    'pathfinder256': {'projected_length': 1},
+    'sparse_sum': {'projected_length': 14},
+  },
+  'synthesizer': {
+    'listops': {'rank': 6},
+    'text': {'rank': 2},
+    'retrieval': {'rank': 1},
+    'image': {'rank': 1},
+    'pathfinder32': {'rank': 1},
+    'pathfinder64': {'rank': 1},
+    'pathfinder128': {'rank': 1},
+    'pathfinder256': {'rank': 1},
+    'sparse_sum': {'rank': 1},
+  },
+}
 ENCODER_FIELDS = (
   'max_length', 'emb_dim', 'num_heads', 'num_layers', 'qkv_dim', 'mlp_dim', 'dropout_rate',
   'learn_pos_emb', 'tied_weights',
@@ -175,6 +198,7 @@ def task_config(
   attention: Mapping[str, Mapping[str, Any]] | None = None,
   lra_performer: Mapping[str, Any] = types.MappingProxyType({'kernel': 'relu'}),
   lra_models: Mapping[str, Mapping[str, Any]] | None = None,
+  lra_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> ml_collections.ConfigDict:
   """Return the config that 'MODEL[,PRESET]' names in the tables of a task's file.
 
@@ -188,6 +212,7 @@ def task_config(
     lra_performer: options of the Performer in the preset lra. LRA's files leave the kernel out, and
       so take its code's.
     lra_models: model -> fields of LRA's file for it that differ from those of the preset lra.
+    lra_kwargs: model -> options of its mechanism in LRA's file, by LRA's names.
 
   Raises:
     ValueError: for an unknown model or preset, with the nearest known name.
@@ -200,7 +225,10 @@ def task_config(
     options['num_frequencies'] = num_frequencies[model]
   if preset == 'lra':
     fields |= (lra_models or {}).get(model, {})
-    options |= lra_performer if model == 'performer' else {}
+    of_file = get_row(model).from_lra((lra_kwargs or {}).get(model, {}))
+    options |= lra_performer if model == 'performer' else of_file
+  if preset == 'tuned':
+    options |= _TUNED_SIZES.get(model, {}).get(task, {})
   return new_config(task, model, preset, attention=options, data=(data or {}).get(preset), **fields)
 
 
@@ -280,6 +308,11 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
     given['pooling_mode'] = _agree('pooling_mode', given.get('pooling_mode'), pool)
   # LRA's `model_kwargs` are options of the mechanism, under LRA's names.
   model_kwargs, attention = given.pop('model_kwargs', {}), given.pop('attention', {})
+  lra_file = 'preset' not in given
+  if lra_file:
+    row = get_row(given.get('model_type', DEFAULTS['model_type']))
+    found = {name: given.pop(name) for name in row.lra_fields if name in given}
+    model_kwargs = found | model_kwargs
   data = given.pop('data', {})
   tokenizer = given.pop('tokenizer', 'char')
   if tokenizer != 'char':
@@ -287,7 +320,6 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
   for name in given:
     if name not in DEFAULTS:
       raise ValueError(unknown_name('config field', name, [*DEFAULTS, *NESTED]))
-  lra_file = 'preset' not in given
   # LRA's own files state the fields that differ from the task's base Transformer.
   base = dict(get_task(task).base_model) if lra_file else {}
   fields = DEFAULTS | base | given | {'task': task}
