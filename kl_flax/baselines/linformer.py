@@ -17,9 +17,9 @@ class LinformerAttention(nn.Module):
   """Linformer's attention (Wang et al. 2020): softmax(q·(E K) / D^(1/2)) E V.
 
   E is [k, L] with a column for every position: of a shorter sequence the first columns are used.
-  One E serves keys, values and all heads of a layer, which the paper calls key-value sharing. Masked
-  positions are zero before they are projected, so that no result depends on the padding. A mixture
-  has no position of its own: all k take part in the softmax, however many keys are valid.
+  One E serves keys, values and all heads of a layer, which the paper calls key-value sharing.
+  Masked positions are zero before they are projected, so that no result depends on the padding. All
+  k mixtures take part in the softmax, however many keys are valid.
 
   Nothing larger than [b, h, l, k] is stored.
 

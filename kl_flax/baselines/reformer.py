@@ -29,12 +29,12 @@ class ReformerAttention(nn.Module):
 
   With 0 for one of them, `num_buckets` and `chunk_length` follow from the other and the largest
   length: num_buckets · chunk_length = 2 · num_positions, a bucket then fills half of a chunk on
-  average. Masked positions stand behind the last bucket. So the result of a sequence does not depend
-  on how far it is padded, though it does on the largest length of its model.
+  average. Masked positions stand behind the last bucket. So the result of a sequence does not
+  depend on how far it is padded, though it does on the largest length of its model.
 
-  R is drawn by a fixed seed, the same for all layers and heads, as in the Long Range Arena: the
-  paper draws it anew in every step, which would make predictions random. Nothing is learned here, and
-  no gradient goes through the buckets.
+  R is drawn by a fixed seed, the same for all layers and heads, as in the Long Range Arena: drawn
+  anew, it would make predictions random. Nothing is learned here, and no gradient goes through the
+  buckets.
 
   Memory is O(L·num_hashes·(chunk_length + D)) for each head, and O(L·num_buckets) for the buckets.
 

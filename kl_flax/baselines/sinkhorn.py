@@ -1,4 +1,4 @@
-"""Sparse Sinkhorn attention: blocks attend to themselves and to one block that is sorted to them."""
+"""Sparse Sinkhorn attention: a block attends to itself and to one that is sorted to it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from kl_flax.errors import unknown_name
 from kl_flax.sums import check_key_mask
 
 SORTINGS = ('sinkhorn', 'gumbel_sinkhorn', 'softmax')
+# Places of sorted blocks with a smaller share of valid keys are masked: its square, which gradients
+# divide by, must not underflow.
+_LEAST_SHARE = 1e-9
 
 
 class SinkhornAttention(nn.Module):
   """Sparse Sinkhorn attention (Tay et al. 2020).
 
   The sequence is cut into N blocks of size B. A linear sorting network maps the sum of a block's
-  valid keys to logits of the N blocks, R [N, N]; `sorting` makes of R / temperature a matrix S whose
-  row i says which block is sorted to place i. A query attends to the keys of its own block and to
-  those of the block sorted there, sum_j S_ij K_j, by one softmax over all 2·B of them; values are
-  sorted in the same way.
+  valid keys to logits of the N blocks, R [N, N]; `sorting` makes of R / temperature a matrix S
+  whose row i says which block is sorted to place i. A query attends to the keys of its own block
+  and to those of the block sorted there, sum_j S_ij K_j, by one softmax over all 2·B of them;
+  values are sorted in the same way.
 
-  A masked key has no part in the mixtures: place s of a sorted block is the mean of the valid keys
-  at places s, weighted by S_ij, and counts in the softmax by their share of the weights. Blocks
-  without a valid key can not be chosen, and are no rows or columns of S. So the result of a
-  sequence does not depend on how far it is padded. Where all keys are valid this is the paper's
-  formula as it is. The network has an output for every block there may be: of a shorter sequence
-  the first are used.
+  A masked key has no part in the mixtures: at place s of a sorted block stands the sum of the valid
+  keys, divided by their share of the weights S_ij, and it counts in the softmax by this share.
+  Where all keys are valid the share is 1, and this is the paper's formula. Blocks without a valid
+  key can not be chosen, and are no rows or columns of S. So the result of a sequence does not
+  depend on how far it is padded. The network has an output for every block there may be: of a
+  shorter sequence the first are used.
 
   Memory is O(B·L + (L/B)²) for each head; sorting takes O(L²·D/B) operations.
 
@@ -43,8 +46,8 @@ class SinkhornAttention(nn.Module):
   Attributes:
     num_positions: the largest length.
     block_size: B, at least 1.
-    sorting: 'sinkhorn' normalises rows and columns in turn; 'gumbel_sinkhorn' adds Gumbel noise to R
-      in training, drawn from the PRNG stream 'dropout'; 'softmax' normalises rows alone.
+    sorting: 'sinkhorn' normalises rows and columns in turn; 'gumbel_sinkhorn' adds Gumbel noise to
+      R in training, drawn from the PRNG stream 'dropout'; 'softmax' normalises rows alone.
     num_iterations: how often rows and columns are normalised, at least 1.
     temperature: above 0; the lower, the closer S is to a permutation.
     dropout_rate: dropout of the attention weights, in [0, 1).
@@ -123,27 +126,39 @@ def balance(
   Each divides rows, then columns, by their sums, in log space. With 0 iterations rows alone are
   divided. Other entries are 0.
   """
-  log_s = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
-  for axis in (-1, -2) * num_iterations or (-1,):
+  lowest = jnp.finfo(logits.dtype).min
+
+  def divide(log_s, axis):
     normalised = log_s - jax.nn.logsumexp(log_s, axis=axis, keepdims=True)
-    # Again: where all is masked, what was as low as can be is 0 now.
-    log_s = jnp.where(mask, normalised, jnp.finfo(logits.dtype).min)
+    # Masked again: in rows that are masked as a whole it would have become the largest.
+    return jnp.where(mask, normalised, lowest)
+
+  log_s = jnp.where(mask, logits, lowest)
+  if num_iterations:
+    step = lambda _, log_s: divide(divide(log_s, -1), -2)
+    log_s = jax.lax.fori_loop(0, num_iterations, step, log_s)
+  else:
+    log_s = divide(log_s, -1)
   return jnp.where(mask, jnp.exp(log_s), 0)
 
 
 def _sorted_share(
   sorting: Float[Array, 'b h n n'], mask: Bool[Array, 'b n s']
 ) -> Float[Array, 'b h n s']:
-  """Return how much of the weight at each place of a sorted block is of valid keys, in [0, 1]."""
+  """Return how much of the weight at each place of a sorted block is of valid keys, in [0, 1].
+
+  What is next to nothing is 0.
+  """
   valid = jnp.einsum('bhij,bjs->bhis', sorting, mask.astype(sorting.dtype))
   total = jnp.sum(sorting, axis=-1)[..., None]
-  return jnp.minimum(valid / jnp.where(total > 0, total, 1), 1)
+  share = valid / jnp.where(total > 0, total, 1)
+  return jnp.where(share < _LEAST_SHARE, 0, jnp.minimum(share, 1))
 
 
 def _sorted_mean(
   sorting: Float[Array, 'b h n n'], share: Float[Array, 'b h n s'], x: Float[Array, 'b n s h d']
 ) -> Float[Array, 'b n s h d']:
-  """Return the sorted blocks of x, which is 0 where it is masked, in its dtype."""
+  """Return the sorted blocks of x, which is 0 where it is masked, by their shares; its dtype."""
   mixed = jnp.einsum('bhij,bjshd->bishd', sorting.astype(x.dtype), x)
   share = jnp.where(share > 0, share, 1).transpose(0, 2, 3, 1)[..., None]
   return (mixed / share).astype(x.dtype)

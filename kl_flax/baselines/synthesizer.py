@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 from kl_flax.baselines.chunks import check_at_least, check_length
 from kl_flax.dropout import Dropout
 from kl_flax.errors import unknown_name
+from kl_flax.numerics import einsum_float32
 from kl_flax.sums import check_key_mask
 
 # What a mode is made of, joined by '+'.
@@ -127,8 +128,7 @@ class SynthesizerAttention(nn.Module):
       return jnp.einsum('hlr,hsr->hls', rows, columns)[None]
     shape = (heads, query.shape[-1], self.num_positions)
     kernel = self.param('dense', init, shape)[:, :, :length].astype(query.dtype)
-    hidden = nn.relu(query)
-    return jnp.einsum('blhd,hds->bhls', hidden, kernel, preferred_element_type=jnp.float32)
+    return einsum_float32('blhd,hds->bhls', nn.relu(query), kernel)
 
   def _mix(self, logits):
     """Return the weighted sum of the components' logits."""
