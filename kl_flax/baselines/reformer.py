@@ -42,7 +42,9 @@ class ReformerAttention(nn.Module):
   keys as long as they are, attends to positions of other buckets and to the own one, wraps around
   from the first chunk to the last, counts positions once in each round that finds them, and lets
   padding in. It has as many chunks in a round as buckets, whatever its chunk_len, to a multiple of
-  which it pads. It mixes heads with positions where it joins them, and has no projection behind.
+  which it pads. It mixes heads with positions where it joins them, has no projection behind, and is
+  as wide as the residual stream, whatever qkv_dim. Of the 10 buckets that its files leave, chunks
+  get twice as long here as there, as the paper has them.
 
   Attributes:
     num_positions: the largest length.
@@ -137,7 +139,10 @@ def hash_vectors(
   x = jax.lax.stop_gradient(x).astype(jnp.float32)
   # As they are: in TF32 or bfloat16 near ties would fall into other buckets on other platforms.
   scores = jnp.einsum('blhd,drn->bhrln', x, rotations, precision=jax.lax.Precision.HIGHEST)
-  return jnp.argmax(jnp.concatenate([scores, -scores], axis=-1), axis=-1).astype(jnp.int32)
+  # The largest of scores and their opposites, which are not made.
+  best = jnp.argmax(jnp.abs(scores), axis=-1, keepdims=True)
+  opposite = jnp.take_along_axis(scores, best, axis=-1) < 0
+  return (best + jnp.where(opposite, num_buckets // 2, 0))[..., 0].astype(jnp.int32)
 
 
 def _sort(buckets: Int[Array, '*b l']) -> tuple[Int[Array, '*b l'], Int[Array, '*b l']]:

@@ -40,8 +40,8 @@ class SinkhornAttention(nn.Module):
   position, its product sums over all blocks before it weights them, so that each place gets the
   same sum of all keys, and it adds up two attentions, each normalised by itself. It sorts by a
   softmax of each row unless told otherwise, clips the logarithms of S to [-1, 1], has no Gumbel
-  noise, and knows no more than 25 blocks. It drops the positions behind the last whole block from
-  its count of blocks, and sums of keys include the padding.
+  noise, and its network has 25 outputs, whatever the length, which must be a multiple of B. Sums of
+  keys include the padding.
 
   Attributes:
     num_positions: the largest length.
