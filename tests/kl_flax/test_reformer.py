@@ -110,9 +110,10 @@ def test_bfloat16():
   assert_bfloat16_is_close(SEVERAL, 11)
 
 
-@pytest.mark.parametrize('module', [ReformerAttention(512), ReformerAttention(512, 2, 10, 0)])
-def test_nothing_is_quadratic(module):
-  assert_no_square(module, share=0.9)
+def test_nothing_is_quadratic():
+  assert_no_square(ReformerAttention(512))
+  # With as few buckets as LRA has, two rounds find two fifths of all pairs each.
+  assert_no_square(ReformerAttention(512, 2, 10, 0), share=0.9)
 
 
 def test_keys_are_not_read():
