@@ -29,8 +29,17 @@ _LRA_MODELS = {
   'bigbird': {'num_heads': 4},
   'local': {'num_heads': 2, 'pooling_mode': 'MEAN'},
   'longformer': {'num_heads': 4, 'num_layers': 4, 'pooling_mode': 'MEAN'},
+  'reformer': {'num_layers': 4, 'emb_dim': 64, 'qkv_dim': 32, 'mlp_dim': 64},
+  'sinkhorn': {
+    'num_heads': 1, 'emb_dim': 32, 'qkv_dim': 32, 'mlp_dim': 64,
+    'dropout_rate': 0.1, 'weight_decay': 0.7,
+  },
+}  # fmt: skip
+_LRA_KWARGS = {
+  'local': {'block_size': 64},
+  'sinkhorn': {'block_size': 64},
+  'synthesizer': {'synthesizer_mode': 'random'},
 }
-_ATTENTION = {'local': {'block_size': 64}}
 _EPOCH = 45_000 // 256  # Steps; of the last, incomplete batch LRA makes none.
 _NUM_EPOCHS = 200
 
@@ -78,6 +87,6 @@ def get_config(argument='gmm_prf'):
     _PRESETS,
     num_frequencies=_NUM_FREQUENCIES,
     data=_DATA,
-    attention=_ATTENTION,
     lra_models=_LRA_MODELS,
+    lra_kwargs=_LRA_KWARGS,
   )

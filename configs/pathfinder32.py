@@ -20,8 +20,16 @@ _LRA_MODELS = {
   'local': {'num_layers': 2, 'emb_dim': 64, 'qkv_dim': 32, 'mlp_dim': 64, 'dropout_rate': 0.1},
   'longformer': {'num_layers': 2, 'num_heads': 2, 'dropout_rate': 0.1},
   'sparse_transformer': {'num_layers': 1, 'num_heads': 8},
+  'linformer': {'num_layers': 1, 'num_heads': 2},
+  'reformer': {'num_layers': 2, 'num_heads': 8, 'emb_dim': 64, 'qkv_dim': 32, 'mlp_dim': 64},
+  'sinkhorn': {'num_layers': 2, 'mlp_dim': 64},
+  'synthesizer': {'num_layers': 2, 'emb_dim': 64, 'qkv_dim': 32, 'mlp_dim': 64},
 }  # fmt: skip
-_ATTENTION = {'local': {'block_size': 64}}
+_LRA_KWARGS = {
+  'local': {'block_size': 64},
+  'sinkhorn': {'block_size': 64},
+  'synthesizer': {'synthesizer_mode': 'random'},
+}
 # `tuned` has LRA's sizes and schedule, not yet selected on validation data. What softmax attention
 # did on generated images, on one NVIDIA H200: with 4 layers, emb_dim 64, 2 heads, mlp_dim 128,
 # computed positions, batch 128, learning rate 3e-4 and dropout 0.1 it left chance after about
@@ -44,6 +52,6 @@ def get_config(argument='gmm_prf'):
     _PRESETS,
     num_frequencies=block_frequencies('pathfinder32'),
     data=_DATA,
-    attention=_ATTENTION,
     lra_models=_LRA_MODELS,
+    lra_kwargs=_LRA_KWARGS,
   )

@@ -26,6 +26,13 @@ _NUM_FREQUENCIES = {
 }  # fmt: skip
 # Where the paper's code has another constant feature than 1.
 _ATTENTION = {'gmm_rks': {'smoothing': 0.36}}
+# What LRA's files for other models ask for.
+_LRA_KWARGS = {
+  'linformer': {'low_rank_features': 32},
+  'synthesizer': {
+    'ignore_dot_product': True, 'synthesizer_mode': 'factorized_random', 'k': 32
+  },
+}  # fmt: skip
 
 _PAPER = {
   'batch_size': 32,
@@ -81,5 +88,11 @@ _PRESETS = {
 
 def get_config(argument='gmm_prf'):
   return task_config(
-    'text', argument, _PRESETS, num_frequencies=_NUM_FREQUENCIES, data=_DATA, attention=_ATTENTION
+    'text',
+    argument,
+    _PRESETS,
+    num_frequencies=_NUM_FREQUENCIES,
+    data=_DATA,
+    attention=_ATTENTION,
+    lra_kwargs=_LRA_KWARGS,
   )

@@ -16,10 +16,14 @@ import jax.numpy as jnp
 
 from kl_flax.attention import KernelAttention
 from kl_flax.baselines.bigbird import BigBirdAttention
+from kl_flax.baselines.linformer import LinformerAttention
 from kl_flax.baselines.local import LocalAttention
 from kl_flax.baselines.longformer import LongformerAttention
+from kl_flax.baselines.reformer import ReformerAttention
+from kl_flax.baselines.sinkhorn import SinkhornAttention
 from kl_flax.baselines.softmax import SoftmaxAttention
 from kl_flax.baselines.sparse_transformer import SparseTransformerAttention
+from kl_flax.baselines.synthesizer import SynthesizerAttention
 from kl_flax.encoder import Encoder
 from kl_flax.errors import unknown_name
 from kl_flax.fastfood import FastFood
@@ -46,8 +50,9 @@ class AttentionRow:
     stochastic: draws from the PRNG stream 'spectral', in prediction too; see `is_stochastic`.
     config_fields: options that in configs are fields of the run, beside `attention`.
     ignores_padding: False where results change with the length that sequences are padded to.
+    lra_fields: options that in LRA's config files stand beside `model_kwargs`, by LRA's names.
     from_lra: turns the `model_kwargs` of one of LRA's config files into options; by default they
-      have the same names.
+      have the same names. What the files leave out takes the values of LRA's code.
   """
 
   make: Callable[..., nn.Module]
@@ -56,6 +61,7 @@ class AttentionRow:
   ignores_padding: bool = True
   from_lra: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
   config_fields: tuple[str, ...] = ()
+  lra_fields: tuple[str, ...] = ()
 
   @property
   def options(self) -> dict[str, Any]:
@@ -241,6 +247,67 @@ def _sparse_transformer(
   )
 
 
+def _linformer(
+  num_positions: int, projected_length: int = 16, attention_dropout_rate: float = 0.1
+) -> LinformerAttention:
+  return LinformerAttention(num_positions, projected_length, attention_dropout_rate)
+
+
+def _linformer_from_lra(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+  return _renamed(model_kwargs, {'low_rank_features': 'projected_length'})
+
+
+def _reformer(
+  num_positions: int, num_hashes: int = 1, num_buckets: int = 0, chunk_length: int = 64
+) -> ReformerAttention:
+  return ReformerAttention(num_positions, num_hashes, num_buckets, chunk_length)
+
+
+def _reformer_from_lra(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+  names = {'n_hashes': 'num_hashes', 'n_buckets': 'num_buckets'}
+  # Its chunk_len is no length of chunks: that follows from the number of buckets.
+  return {'num_buckets': 10, 'chunk_length': 0} | _renamed(model_kwargs, names)
+
+
+def _sinkhorn(
+  num_positions: int,
+  block_size: int = 50,
+  sorting: str = 'sinkhorn',
+  num_iterations: int = 7,
+  temperature: float = 1.0,
+  attention_dropout_rate: float = 0.1,
+) -> SinkhornAttention:
+  return SinkhornAttention(
+    num_positions, block_size, sorting, num_iterations, temperature, attention_dropout_rate
+  )
+
+
+def _sinkhorn_from_lra(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+  return {'sorting': 'softmax'} | _renamed(model_kwargs, {'sort_activation': 'sorting'})
+
+
+def _synthesizer(
+  num_positions: int,
+  mode: str = 'factorized_random',
+  dot_product: bool = False,
+  rank: int = 32,
+  attention_dropout_rate: float = 0.1,
+) -> SynthesizerAttention:
+  return SynthesizerAttention(num_positions, mode, dot_product, rank, attention_dropout_rate)
+
+
+def _synthesizer_from_lra(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+  given = dict(model_kwargs)
+  # The defaults of its encoder; those of its attention module are ours.
+  options = {'mode': 'random', 'dot_product': not given.pop('ignore_dot_product', False)}
+  return options | _renamed(given, {'synthesizer_mode': 'mode', 'k': 'rank'})
+
+
+def _renamed(options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+  """Return the options with some under other names; unknown ones will be named as such."""
+  return {names.get(name, name): value for name, value in options.items()}
+
+
 # The option that is a field of the run.
 _DROPOUT = ('attention_dropout_rate',)
 # Learned diagonals, of which nothing is drawn that could be paired or stretched.
@@ -266,12 +333,33 @@ MODELS: dict[str, AttentionRow] = {
   'rks': AttentionRow(_rks, 'paper', stochastic=True),
   'prf': AttentionRow(_prf, 'paper', stochastic=True),
   # Baselines.
-  'bigbird': AttentionRow(_bigbird, config_fields=_DROPOUT, ignores_padding=False),
+  'bigbird': AttentionRow(
+    _bigbird, ignores_padding=False, config_fields=_DROPOUT, lra_fields=('block_size',)
+  ),
   'linear_transformer': AttentionRow(_linear),
-  'local': AttentionRow(_local, config_fields=_DROPOUT),
+  'linformer': AttentionRow(
+    _linformer,
+    from_lra=_linformer_from_lra,
+    config_fields=_DROPOUT,
+    lra_fields=('low_rank_features',),
+  ),
+  'local': AttentionRow(_local, config_fields=_DROPOUT, lra_fields=('block_size',)),
   'longformer': AttentionRow(_longformer, config_fields=_DROPOUT),
   'performer': AttentionRow(_performer, stochastic=True, from_lra=_performer_from_lra),
+  'reformer': AttentionRow(_reformer, from_lra=_reformer_from_lra),
+  'sinkhorn': AttentionRow(
+    _sinkhorn,
+    from_lra=_sinkhorn_from_lra,
+    config_fields=_DROPOUT,
+    lra_fields=('block_size', 'sort_activation'),
+  ),
   'sparse_transformer': AttentionRow(_sparse_transformer, config_fields=_DROPOUT),
+  'synthesizer': AttentionRow(
+    _synthesizer,
+    from_lra=_synthesizer_from_lra,
+    config_fields=_DROPOUT,
+    lra_fields=('ignore_dot_product', 'k', 'synthesizer_mode'),
+  ),
   'transformer': AttentionRow(_softmax, config_fields=_DROPOUT),
 }
 

@@ -54,8 +54,11 @@ LRA_LAYER = (
 # One of each kind: the samplers that they differ in are tested by themselves.
 REPRESENTATIVES = (
   'transformer', 'linear_transformer', 'gmm_rks', 'gmm_prf', 'fastfood_prf', 'generative_rks',
-  'performer', 'bigbird', 'local', 'longformer', 'sparse_transformer',
+  'performer', 'bigbird', 'linformer', 'local', 'longformer', 'reformer', 'sinkhorn',
+  'sparse_transformer', 'synthesizer',
 )  # fmt: skip
+# So that tiny sequences have several blocks.
+BLOCKS = {'reformer': {'chunk_length': 4}, 'sinkhorn': {'block_size': 4}}
 
 LRA_REST = (
   16 * 512  # Token embedding.
@@ -68,7 +71,7 @@ LRA_REST = (
 
 @functools.cache
 def make_model(model_type, pooling='CLS', **changes):
-  options = {'num_frequencies': 8} if MODELS[model_type].stochastic else {}
+  options = {'num_frequencies': 8} if MODELS[model_type].stochastic else BLOCKS.get(model_type)
   return make_classifier(
     model_type, num_classes=3, pooling=pooling, attention=options, **{**TINY, **changes}
   )
@@ -137,6 +140,25 @@ def count(tree):
     ('gmm_prf', {}, 4 * (LRA_LAYER + 8 * 64 + 8 * 64) + LRA_REST),
     ('gmm_rks', {'attention': {'tied': False}}, 4 * (LRA_LAYER + 2 * 8 * 64 * 65) + LRA_REST),
     ('gmm_prf', {'tied_weights': True}, LRA_LAYER + 8 * 64 + 8 * 64 + LRA_REST),
+    # A column of E for each of 2001 positions, rounded up to eights.
+    ('linformer', {}, 4 * (LRA_LAYER + 2008 * 16) + LRA_REST),
+    ('linformer', {'attention': {'projected_length': 32}}, 4 * (LRA_LAYER + 2008 * 32) + LRA_REST),
+    # No keys.
+    ('reformer', {}, 4 * (LRA_LAYER - 512 * 512) + LRA_REST),
+    # Of each block's sum, logits of 41 blocks of 50.
+    ('sinkhorn', {}, 4 * (LRA_LAYER + 64 * 41) + LRA_REST),
+    # Neither queries nor keys, but factors.
+    (
+      'synthesizer',
+      {},
+      4 * (LRA_LAYER - 2 * 512 * 512 + 2 * 8 * 2008 * 32) + LRA_REST,
+    ),
+    # As LRA's own file has it: 129 million parameters more than the base, and two for the mixture.
+    (
+      'synthesizer',
+      {'attention': {'mode': 'random', 'dot_product': True}},
+      4 * (LRA_LAYER + 8 * 2008 * 2008 + 2) + LRA_REST,
+    ),
   ],
 )
 def test_parameter_counts_are_those_of_lra(model_type, changes, expected):

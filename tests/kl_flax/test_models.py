@@ -56,6 +56,10 @@ OPTIONS = {
   'local': 'block_size attention_dropout_rate',
   'longformer': 'sliding_window_size num_global_tokens global_projections attention_dropout_rate',
   'sparse_transformer': 'pattern block_size num_summary num_global_tokens attention_dropout_rate',
+  'linformer': 'projected_length attention_dropout_rate',
+  'reformer': 'num_hashes num_buckets chunk_length',
+  'sinkhorn': 'block_size sorting num_iterations temperature attention_dropout_rate',
+  'synthesizer': 'mode dot_product rank attention_dropout_rate',
   'transformer': 'attention_dropout_rate',
 }
 # Parameters of one layer's sampler at 2 heads of size 4, default options; none are drawn fixed.
@@ -71,11 +75,13 @@ SAMPLER_PARAMETERS = {
   'structured_rks': 3 * 2 * 128,
   'structured_prf': 3 * 2 * 128,
 }
+# The same of mechanisms with parameters for each of five positions, or for a block of 50.
+POSITION_PARAMETERS = {'linformer': 5 * 16, 'sinkhorn': 4, 'synthesizer': 2 * 2 * 5 * 32}
 
 
 @pytest.mark.parametrize('model_type', MODELS)
 def test_every_row_builds_initialises_and_applies_with_default_options(model_type):
-  mechanism = MODELS[model_type].make()
+  mechanism = MODELS[model_type](5)
   query, key, value = np.random.default_rng(0).normal(size=(3, 2, 5, 2, 4)).astype(np.float32)
   outputs = jax.jit(mechanism.init_with_output)(RNGS, query, key, value)
   out, variables = jax.device_get(outputs)
@@ -84,7 +90,7 @@ def test_every_row_builds_initialises_and_applies_with_default_options(model_typ
     assert leaf.dtype == jnp.float32
     assert np.all(np.isfinite(leaf))
   sizes = [leaf.size for leaf in jax.tree.leaves(variables.get('params', {}))]
-  assert sum(sizes) == SAMPLER_PARAMETERS.get(model_type, 0)
+  assert sum(sizes) == (SAMPLER_PARAMETERS | POSITION_PARAMETERS).get(model_type, 0)
   # The values of whole models are tested with the encoder.
   model = make_classifier(model_type, **TINY)
   logits, variables = jax.eval_shape(model.init_with_output, RNGS, INPUTS)
@@ -109,7 +115,7 @@ def test_options_of_a_row_are_the_arguments_of_its_mechanism(model_type):
   row = MODELS[model_type]
   assert list(row.options) == OPTIONS[model_type].split()
   assert inspect.Parameter.empty not in row.options.values()  # Every option has a default.
-  assert isinstance(row.make(**row.options), nn.Module)
+  assert isinstance(row(5, **row.options), nn.Module)
   learned = SAMPLER_PARAMETERS.get(model_type, 0)
   assert row.default_preset == ('paper' if learned or model_type[-3:] in ('rks', 'prf') else 'lra')
   assert get_row(model_type) is row
@@ -232,6 +238,23 @@ def test_lras_options_of_the_performer():
     from_lra({'attention_fn_kwargs': {'ortho_scaling': 1.0}})
   with pytest.raises(ValueError, match='known: generalized, softmax'):
     from_lra({'attention_fn_cls': 'dot_product'})
+
+
+def test_lras_options_have_other_names_and_defaults():
+  """What its files leave out has the values of its encoders."""
+  from_lra = lambda model_type, **given: get_row(model_type).from_lra(given)
+  assert from_lra('linformer') == {}
+  assert from_lra('linformer', low_rank_features=32) == {'projected_length': 32}
+  assert from_lra('reformer') == {'num_buckets': 10, 'chunk_length': 0}
+  assert from_lra('reformer', n_hashes=2, n_buckets=8) == {
+    'num_hashes': 2, 'num_buckets': 8, 'chunk_length': 0
+  }  # fmt: skip
+  assert from_lra('sinkhorn', block_size=64) == {'sorting': 'softmax', 'block_size': 64}
+  assert from_lra('sinkhorn', sort_activation='sinkhorn') == {'sorting': 'sinkhorn'}
+  assert from_lra('synthesizer') == {'mode': 'random', 'dot_product': True}
+  given = {'synthesizer_mode': 'dense', 'ignore_dot_product': True, 'k': 8}
+  assert from_lra('synthesizer', **given) == {'mode': 'dense', 'dot_product': False, 'rank': 8}
+  assert from_lra('synthesizer', kk=8)['kk'] == 8  # To be named as unknown.
 
 
 def test_pairs_get_a_classifier_of_pairs():

@@ -1,0 +1,138 @@
+"""Synthesizer, O(L²): attention whose logits are learned, or synthesized from queries alone."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from kl_flax.baselines.chunks import check_at_least, check_length
+from kl_flax.dropout import Dropout
+from kl_flax.errors import unknown_name
+from kl_flax.numerics import einsum_float32
+from kl_flax.sums import check_key_mask
+
+# What a mode is made of, joined by '+'.
+COMPONENTS = ('random', 'factorized_random', 'dense')
+
+
+class SynthesizerAttention(nn.Module):
+  """Synthesizer's attention (Tay et al. 2020): softmax(sum_n a_n S_n) V.
+
+  The logits S_n of a head are [l, l], by component:
+
+    random             R, a parameter [L, L]
+    factorized_random  R_1 R_2', of parameters [L, rank]
+    dense              relu(q) W for a query q, with W [D, L]; the query's projection is the first
+                       of the two layers
+    the dot product    q·k / D^(1/2), if `dot_product`
+
+  Parameters have a row or column for every position: of a shorter sequence the first are used. Of
+  several components the learned weights a_n are positive and add up to 1; they are equal at first.
+  What no component reads has no projection: random logits alone need neither queries nor keys.
+
+  All modes take the memory of softmax attention, [b, h, l, l]: factors save parameters alone,
+  H·L·rank·2 instead of H·L², since the softmax is over L keys.
+
+  Unlike the Long Range Arena's code: it masks nothing without the dot product, and lets padding in.
+  Its dense logits are reshaped from [l, h, L] to [h, l, L], which mixes heads with positions, and
+  all heads share W. It adds components up with equal weights of 1. With the dot product, its dense
+  logits have a first layer of their own. Its file for Text asks for factors of rank 32 without the
+  dot product in fields that its code does not read; here the file is taken at its word.
+
+  Attributes:
+    num_positions: the largest length.
+    mode: a component, or several joined by '+', such as 'dense+random'.
+    dot_product: whether q·k is one more component.
+    rank: of factorized_random, at least 1.
+    dropout_rate: dropout of the attention weights, in [0, 1).
+  """
+
+  num_positions: int
+  mode: str = 'factorized_random'
+  dot_product: bool = False
+  rank: int = 32
+  dropout_rate: float = 0.0
+
+  @property
+  def components(self) -> tuple[str, ...]:
+    """The components of the mode.
+
+    Raises:
+      ValueError: for an unknown component, or one that is named twice.
+    """
+    names = tuple(self.mode.split('+'))
+    for name in names:
+      if name not in COMPONENTS:
+        raise ValueError(unknown_name('component of mode', name, COMPONENTS))
+    if len(set(names)) < len(names):
+      raise ValueError(f'mode must name each component once, got {self.mode!r}')
+    return names
+
+  @property
+  def projections(self) -> tuple[str, ...]:
+    """What the mechanism reads."""
+    if self.dot_product:
+      return ('query', 'key', 'value')
+    return ('query', 'value') if 'dense' in self.components else ('value',)
+
+  @nn.compact
+  def __call__(
+    self,
+    query: Float[Array, 'b l h d'] | None,
+    key: Float[Array, 'b l h d'] | None,
+    value: Float[Array, 'b l h e'],
+    key_mask: Bool[Array, 'b l'] | None = None,
+    *,
+    deterministic: bool = True,
+  ) -> Float[Array, 'b l h e']:
+    """Return the attention output in the value's dtype; rows without valid keys give zeros.
+
+    Raises:
+      ValueError: for an unknown mode, a rank below 1, a sequence longer than num_positions, a key
+        mask that is none.
+    """
+    check_at_least(1, rank=self.rank)
+    check_length(value.shape[1], self.num_positions)
+    check_key_mask(key_mask, value)
+    length, heads = value.shape[1:3]
+    logits = [self._synthesize(name, query, length, heads) for name in self.components]
+    if self.dot_product:
+      dots = jnp.einsum('blhd,bshd->bhls', query, key, preferred_element_type=jnp.float32)
+      logits.append(dots * query.shape[-1] ** -0.5)
+    logits = self._mix(logits)
+    if key_mask is not None:
+      mask = key_mask[:, None, None, :]
+      # Finite, so that a row without any valid key has no NaN in its gradient.
+      logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    # Without a mask and without inputs the weights are those of all examples.
+    weights = jnp.broadcast_to(weights, (value.shape[0], *weights.shape[1:]))
+    weights = Dropout(self.dropout_rate)(weights, deterministic=deterministic)
+    out = jnp.einsum('bhls,bshe->blhe', weights, value)
+    if key_mask is None:
+      return out
+    return jnp.where(jnp.any(mask, axis=-1, keepdims=True), out, 0)
+
+  def _synthesize(self, component, query, length, heads):
+    """Return the logits of a component, float32[b or 1, h, l, l]."""
+    # Xavier's bounds are those of each head's matrix.
+    init = nn.initializers.xavier_uniform(batch_axis=0)
+    if component == 'random':
+      shape = (heads, self.num_positions, self.num_positions)
+      return self.param('random', init, shape)[None, :, :length, :length]
+    if component == 'factorized_random':
+      shape = (heads, self.num_positions, self.rank)
+      rows, columns = (self.param(n, init, shape)[:, :length] for n in ('rows', 'columns'))
+      return jnp.einsum('hlr,hsr->hls', rows, columns)[None]
+    shape = (heads, query.shape[-1], self.num_positions)
+    kernel = self.param('dense', init, shape)[:, :, :length].astype(query.dtype)
+    return einsum_float32('blhd,hds->bhls', nn.relu(query), kernel)
+
+  def _mix(self, logits):
+    """Return the weighted sum of the components' logits."""
+    if len(logits) == 1:
+      return logits[0]
+    weights = self.param('mixture', nn.initializers.zeros, (len(logits),))
+    return sum(w * x for w, x in zip(jax.nn.softmax(weights), logits, strict=True))
