@@ -27,6 +27,7 @@ RUNTIME = [
   'rich>=13.0',  # Progress bars.
   'tensorboardX>=2.6',  # TensorBoard summaries without TensorFlow.
   'tensorflow-datasets>=4.9.10,<5',  # Data set builders; needs no TensorFlow.
+  'tokenizers>=0.20',  # Word pieces of language models: training a vocabulary, splitting words.
 ]
 TEST = [
   'beartype>=0.20',  # Checks the annotated shapes in tests.
@@ -36,6 +37,7 @@ TEST = [
   'pytest>=8.0',
   'pytest-xdist>=3.5',  # Two workers halve the time.
   'ruff>=0.12',
+  'scikit-learn>=1.5',  # Metrics are compared with its own.
 ]
 PLOTS = ['matplotlib>=3.8']  # Of speed, results and learned kernels.
 # jupytext --to ipynb --execute notebooks/NAME.py

@@ -6,6 +6,7 @@ A checkpoint holds the items `state` (arrays) and `extra` (JSON, with the checks
 
 from __future__ import annotations
 
+import os
 import zlib
 from typing import Any
 
@@ -54,6 +55,34 @@ def read(manager: ocp.CheckpointManager, step: int, like: Any = None) -> tuple[A
   if checksum(state) != items['extra']['crc32']:
     raise ValueError('its contents do not match their checksum')
   return state, items['extra']
+
+
+def restore(model_dir: str, step: int | None = None) -> tuple[int, Any]:
+  """Return step and state of a run's checkpoint, as plain dictionaries of NumPy arrays.
+
+  Args:
+    model_dir: the run's directory.
+    step: which checkpoint; by default the best on validation, of equals the last.
+
+  Raises:
+    FileNotFoundError: if there is no checkpoint, or none of that step.
+    ValueError: if the checkpoint is damaged.
+  """
+  directory = os.path.abspath(os.path.join(model_dir, 'checkpoints'))
+  options = ocp.CheckpointManagerOptions(best_fn=ranking, create=False)
+  with ocp.CheckpointManager(directory, options=options) as manager:
+    steps = sorted(manager.all_steps()) if os.path.isdir(directory) else []
+    if not steps:
+      raise FileNotFoundError(f'{model_dir} holds no checkpoint yet: let the training run on')
+    step = step if step is not None else best_step(manager) or steps[-1]
+    if step not in steps:
+      raise FileNotFoundError(f'{model_dir} has no checkpoint of step {step}, only {steps}')
+    try:
+      return step, read(manager, step)[0]
+    except Exception as error:  # Whatever the storage layers raise on damaged files.
+      raise ValueError(
+        f'checkpoint {step} of {model_dir} cannot be read: {error}; others are {steps}'
+      ) from error
 
 
 def checksum(state: Any) -> int:

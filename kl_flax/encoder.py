@@ -205,6 +205,8 @@ class Encoder(nn.Module):
     dropout_rate: in [0, 1).
     learn_pos_emb: learned positions (normal, std 0.02) instead of sinusoids.
     tied_weights: all blocks share their parameters.
+    separator: id that ends a segment, as the first of two sentences; positions of the first and
+      the second segment get learned vectors (normal, std 0.02) of their own. 0: no segments.
     mask_zero: take id 0 for padding wherever it stands, as LRA's Transformer does: black pixels of
       images, too.
     dtype: of the computation; parameters and normalisation statistics are float32.
@@ -222,6 +224,7 @@ class Encoder(nn.Module):
   dropout_rate: float = 0.1
   learn_pos_emb: bool = False
   tied_weights: bool = False
+  separator: int = 0
   mask_zero: bool = False
   dtype: Dtype = jnp.float32
 
@@ -247,6 +250,10 @@ class Encoder(nn.Module):
       key_mask = jnp.ones(inputs.shape, bool) if key_mask is None else key_mask
       inputs, key_mask = (jnp.pad(a, ((0, 0), (0, missing))) for a in (inputs, key_mask))
     x = TokenEmbedding(self.vocab_size, self.emb_dim, self.dtype, name='embedding')(inputs)
+    if self.separator:
+      init = nn.initializers.normal(0.02)
+      vectors = self.param('segments', init, (2, self.emb_dim)).astype(x.dtype)
+      x = x + jnp.where(_is_second(inputs, self.separator)[..., None], vectors[1], vectors[0])
     if self.use_cls:
       cls = self.param('cls', nn.initializers.zeros, (1, 1, self.emb_dim))
       cls = jnp.broadcast_to(cls, (x.shape[0], 1, self.emb_dim)).astype(x.dtype)
@@ -281,6 +288,12 @@ class Encoder(nn.Module):
       table = self.param('positions', init, (table_length, self.emb_dim))
       return jnp.pad(table, ((0, max(0, length - table_length)), (0, 0)))[:length]
     return jnp.asarray(sinusoidal_positions(length, self.emb_dim))
+
+
+def _is_second(inputs: Int[Array, 'b l'], separator: int) -> Bool[Array, 'b l']:
+  """Return True behind the first separator."""
+  ends = inputs == separator
+  return (jnp.cumsum(ends, axis=1) - ends) > 0
 
 
 def _with_cls(mask: Bool[Array, 'b l'] | None) -> Bool[Array, 'b p'] | None:

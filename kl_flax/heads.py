@@ -15,6 +15,8 @@ Pooling = Literal['CLS', 'MEAN', 'SUM', 'FLATTEN']
 POOLINGS = get_args(Pooling)
 Interaction = Literal['NLI']
 INTERACTIONS = get_args(Interaction)
+Activation = Literal['relu', 'tanh']
+ACTIVATIONS = {'relu': nn.relu, 'tanh': nn.tanh}
 
 
 def pool(
@@ -73,21 +75,29 @@ class Classifier(nn.Module):
     encoder: called with token ids and key mask.
     num_classes: number of logits.
     pooling: one of CLS, MEAN, SUM, FLATTEN; CLS needs an encoder with use_cls=True.
+    hidden_dim: width between pooling and logits; None is the encoder's mlp_dim.
+    activation: 'relu', or 'tanh' as classifiers of pre-trained encoders have it.
 
   Raises:
-    ValueError: if the pooling is unknown or does not go with the encoder.
+    ValueError: if the pooling is unknown or does not go with the encoder, or if the activation is
+      unknown.
   """
 
   encoder: Encoder
   num_classes: int
   pooling: Pooling = 'CLS'
+  hidden_dim: int | None = None
+  activation: Activation = 'relu'
 
   num_inputs: ClassVar[int] = 1
+  extra_inputs: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self) -> None:
-    """Check the pooling at once, not when the model is first called."""
+    """Check the options at once, not when the model is first called."""
     super().__post_init__()
     _check_pooling(self.pooling, self.encoder)
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(unknown_name('activation', str(self.activation), ACTIVATIONS))
 
   @nn.compact
   def __call__(
@@ -108,8 +118,10 @@ class Classifier(nn.Module):
       ValueError: if the pooling does not go with the inputs.
     """
     pooled = _pooled(self, inputs, key_mask, deterministic)
-    hidden = nn.Dense(self.encoder.mlp_dim, dtype=self.encoder.dtype, name='hidden')(pooled)
-    return nn.Dense(self.num_classes, name='logits')(nn.relu(hidden).astype(jnp.float32))
+    width = self.hidden_dim or self.encoder.mlp_dim
+    hidden = nn.Dense(width, dtype=self.encoder.dtype, name='hidden')(pooled)
+    hidden = ACTIVATIONS[self.activation](hidden)
+    return nn.Dense(self.num_classes, name='logits')(hidden.astype(jnp.float32))
 
 
 class DualClassifier(nn.Module):
@@ -135,6 +147,7 @@ class DualClassifier(nn.Module):
   interaction: Interaction | None = None
 
   num_inputs: ClassVar[int] = 2
+  extra_inputs: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self) -> None:
     """Check the options at once, not when the model is first called."""
@@ -174,3 +187,51 @@ class DualClassifier(nn.Module):
     hidden = nn.relu(nn.Dense(mlp_dim, dtype=dtype, name='hidden')(jnp.concatenate(parts, axis=1)))
     hidden = nn.relu(nn.Dense(mlp_dim // 2, dtype=dtype, name='hidden2')(hidden))
     return nn.Dense(self.num_classes, name='logits')(hidden.astype(jnp.float32))
+
+
+class MaskedLanguageModel(nn.Module):
+  """Predicts tokens that were masked (Devlin et al. 2019), with the embedding as output matrix.
+
+  Dense(emb_dim), GELU, LayerNorm; logits are products with the rows of the embedding, plus a bias.
+
+  Attributes:
+    encoder: its vocabulary is that of the data and, as the last id, the mask.
+    num_predictions: positions of a sequence that are predicted, at most.
+  """
+
+  encoder: Encoder
+  num_predictions: int
+
+  num_inputs: ClassVar[int] = 1
+  extra_inputs: ClassVar[tuple[str, ...]] = ('positions',)
+
+  @property
+  def num_classes(self) -> int:
+    """Number of logits: the vocabulary without the mask."""
+    return self.encoder.vocab_size - 1
+
+  @nn.compact
+  def __call__(
+    self,
+    inputs: Int[Array, 'b l'],
+    key_mask: Bool[Array, 'b l'] | None,
+    positions: Int[Array, 'b k'],
+    *,
+    deterministic: bool = True,
+  ) -> Float[Array, 'b k v']:
+    """Return logits at some positions, float32.
+
+    Args:
+      inputs: token ids, masked ones among them.
+      key_mask: True at valid positions; None means everywhere.
+      positions: of the sequence, from 0, without the CLS position.
+      deterministic: no dropout (prediction).
+    """
+    encoder = self.encoder
+    encoded, _ = encoder(inputs, key_mask, deterministic=deterministic)
+    x = jnp.take_along_axis(encoded, (positions + encoder.use_cls)[..., None], axis=1)
+    x = nn.Dense(encoder.emb_dim, dtype=encoder.dtype, name='hidden')(x)
+    x = nn.LayerNorm(dtype=encoder.dtype, name='norm')(nn.gelu(x))
+    table = encoder.variables['params']['embedding']['table'][:-1].astype(encoder.dtype)
+    logits = jnp.einsum('bkf,vf->bkv', x, table, preferred_element_type=jnp.float32)
+    return logits + self.param('bias', nn.initializers.zeros, (self.num_classes,))

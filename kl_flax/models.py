@@ -27,7 +27,7 @@ from kl_flax.baselines.synthesizer import SynthesizerAttention
 from kl_flax.encoder import Encoder
 from kl_flax.errors import unknown_name
 from kl_flax.fastfood import FastFood
-from kl_flax.heads import Classifier, DualClassifier
+from kl_flax.heads import Classifier, DualClassifier, MaskedLanguageModel
 from kl_flax.kernels import Implementation
 from kl_flax.orthogonal import Gaussian, OrthogonalGaussian, StructuredOrthogonal
 from kl_flax.spectral import GaussianMixture, Generator
@@ -414,6 +414,8 @@ def make_classifier(
   pooling: str = 'CLS',
   num_inputs: int = 1,
   interaction: str | None = None,
+  hidden_dim: int | None = None,
+  activation: str = 'relu',
   attention: Mapping[str, Any] | None = None,
   dtype: Any = 'float32',
   **encoder: Any,
@@ -424,15 +426,17 @@ def make_classifier(
     model_type: a key of MODELS.
     num_classes: number of logits.
     pooling: 'CLS', 'MEAN', 'SUM' or 'FLATTEN'.
-    num_inputs: 1, or 2 for a classifier of pairs.
+    num_inputs: 1, or 2 for a classifier of pairs in two towers.
     interaction: of pairs, None or 'NLI'.
+    hidden_dim: see `Classifier`; of single inputs.
+    activation: likewise.
     attention: options of the mechanism; those of other mechanisms are errors.
     dtype: of the computation, 'float32' or 'bfloat16'.
     **encoder: sizes and switches of `kl_flax.encoder.Encoder`.
 
   Raises:
     ValueError: for an unknown model_type or option, with the nearest known name; for another number
-      of inputs, or an interaction of a single one.
+      of inputs, or an option that the number of inputs does not have.
 
   >>> model = make_classifier('gmm_prf', num_classes=10, vocab_size=16, emb_dim=32,
   ...                         num_heads=4, qkv_dim=32, mlp_dim=64, num_layers=2,
@@ -440,13 +444,50 @@ def make_classifier(
   >>> model.encoder.make_attention().features
   'positive'
   """
-  module = Encoder(None, use_cls=pooling == 'CLS', dtype=jnp.dtype(dtype), **encoder)
-  make_attention = AttentionFactory.of(model_type, module.num_positions, attention or {})
-  module = module.copy(make_attention=make_attention)
+  module = make_encoder(model_type, attention, dtype, use_cls=pooling == 'CLS', **encoder)
   if num_inputs == 2:
+    if hidden_dim is not None or activation != 'relu':
+      raise ValueError('hidden_dim and activation are for single inputs: num_inputs=1')
     return DualClassifier(module, num_classes, pooling, interaction)
   if num_inputs != 1:
     raise ValueError(f'num_inputs must be 1 or 2, got {num_inputs}')
   if interaction is not None:
     raise ValueError(f'interaction={interaction!r} needs pairs: num_inputs=2')
-  return Classifier(module, num_classes, pooling)
+  return Classifier(module, num_classes, pooling, hidden_dim, activation)
+
+
+def make_masked_lm(
+  model_type: str,
+  *,
+  num_predictions: int,
+  attention: Mapping[str, Any] | None = None,
+  dtype: Any = 'float32',
+  **encoder: Any,
+) -> MaskedLanguageModel:
+  """Return a model that predicts masked tokens.
+
+  Args:
+    model_type: a key of MODELS.
+    num_predictions: positions of a sequence that are predicted, at most.
+    attention: see `make_classifier`.
+    dtype: likewise.
+    **encoder: likewise; vocab_size counts the mask, which is the last id.
+
+  Raises:
+    ValueError: for an unknown model_type or option, with the nearest known name.
+  """
+  return MaskedLanguageModel(make_encoder(model_type, attention, dtype, **encoder), num_predictions)
+
+
+def make_model(**arguments: Any) -> Classifier | DualClassifier | MaskedLanguageModel:
+  """Return the masked language model of arguments with num_predictions, else the classifier."""
+  return (make_masked_lm if 'num_predictions' in arguments else make_classifier)(**arguments)
+
+
+def make_encoder(
+  model_type: str, attention: Mapping[str, Any] | None = None, dtype: Any = 'float32', **sizes: Any
+) -> Encoder:
+  """Return the encoder of a model; see `make_classifier`."""
+  module = Encoder(None, dtype=jnp.dtype(dtype), **sizes)
+  make_attention = AttentionFactory.of(model_type, module.num_positions, attention or {})
+  return module.copy(make_attention=make_attention)

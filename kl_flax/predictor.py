@@ -16,9 +16,8 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
-from kl_flax.checkpoints import best_step, ranking, read
+from kl_flax.checkpoints import restore
 from kl_flax.heads import Classifier, DualClassifier
 from kl_flax.models import AttentionFactory, get_row, make_classifier
 from kl_flax.tokenizers import Tokenizer, tokenizer_from_dict
@@ -127,21 +126,7 @@ class Predictor:
     if not os.path.exists(path):
       raise FileNotFoundError(f'{model_dir} holds no trained model: it has no config.json')
     model, tokenizer, stochastic = _describe(path)
-    directory = os.path.abspath(os.path.join(model_dir, 'checkpoints'))
-    options = ocp.CheckpointManagerOptions(best_fn=ranking, create=False)
-    with ocp.CheckpointManager(directory, options=options) as manager:
-      steps = sorted(manager.all_steps()) if os.path.isdir(directory) else []
-      if not steps:
-        raise FileNotFoundError(f'{model_dir} holds no checkpoint yet: let the training run on')
-      step = step if step is not None else best_step(manager) or steps[-1]
-      if step not in steps:
-        raise FileNotFoundError(f'{model_dir} has no checkpoint of step {step}, only {steps}')
-      try:
-        state, _ = read(manager, step)
-      except Exception as error:  # Whatever the storage layers raise on damaged files.
-        raise ValueError(
-          f'checkpoint {step} of {model_dir} cannot be read: {error}; others are {steps}'
-        ) from error
+    _, state = restore(model_dir, step)
     key = jax.random.wrap_key_data(jnp.asarray(state['keys']['evaluation']))
     params = jax.device_put(state['params'])
     return cls(model, params, tokenizer, key, stochastic=stochastic)
@@ -368,7 +353,9 @@ def _describe(path: str) -> tuple[Classifier | DualClassifier, Tokenizer, bool]:
     with open(path) as file:
       description = json.load(file)
     options = description['model']
-    tokenizer = tokenizer_from_dict(description['tokenizer'])
+    if 'num_predictions' in options:
+      raise ValueError('it predicts masked tokens; fine-tune it, with --init_from')
+    tokenizer = tokenizer_from_dict(description['tokenizer'], os.path.dirname(path))
     stochastic = get_row(options['model_type']).is_stochastic(options['attention'])
     return make_classifier(**options), tokenizer, stochastic
   except (KeyError, TypeError, ValueError) as error:

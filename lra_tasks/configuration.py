@@ -21,13 +21,17 @@ import ml_collections
 from absl import flags
 
 from kl_flax.errors import unknown_name
-from kl_flax.heads import INTERACTIONS, POOLINGS
+from kl_flax.heads import ACTIVATIONS, INTERACTIONS, POOLINGS
 from kl_flax.models import MODELS, get_row
+from kl_flax.tokenizers import Tokenizer
 from lra_tasks import optimizer
+from lra_tasks.data import pipeline
 from lra_tasks.data.datasets import Builder
 from lra_tasks.tasks import TASKS, get_task
 
 PRESETS = ('paper', 'lra', 'tuned', 'tiny')
+# Predict labels, or tokens that are masked (pre-training, on the inputs of any task).
+OBJECTIVES = ('classify', 'masked')
 
 # LRA's names; where its files leave one out, its code takes these values.
 DEFAULTS: dict[str, Any] = {
@@ -66,6 +70,12 @@ DEFAULTS: dict[str, Any] = {
   'learn_pos_emb': False,
   'tied_weights': False,
   # Ours.
+  'objective': 'classify',
+  'mask_rate': 0.15,
+  'hidden_dim': None,
+  'activation': 'relu',
+  'adam_b2': 0.98,
+  'pretrained': '',
   'dtype': 'auto',
   'resample_every': 100,
   'eval_samples': 1,
@@ -87,6 +97,8 @@ TINY: dict[str, Any] = {
   'resample_every': 10,
 }
 TINY_FREQUENCIES = 16
+# Frequencies on short sequences (the paper's Table 8: 64 or 128), where 128 is not meant.
+SHORT_FREQUENCIES = {name: 64 for name in MODELS if name.startswith(('fastfood', 'structured'))}
 # Of the preset tuned, where the default takes too many parameters for LRA's rule of 10 %.
 _TUNED_OPTIONS: dict[str, dict[str, Any]] = {'longformer': {'global_projections': False}}
 # ... by task, where there are some for every position: the most that the rule allows, or 1 where it
@@ -129,7 +141,15 @@ IGNORED = {
 # Nested dictionaries; `model` and `model_kwargs` are LRA's.
 NESTED = ('attention', 'data', 'model', 'model_kwargs')
 # Fields that earlier versions did not have: at their defaults, they tell no runs apart.
-_LATER = ('interaction',)
+_LATER = (
+  'interaction',
+  'objective',
+  'mask_rate',
+  'hidden_dim',
+  'activation',
+  'adam_b2',
+  'pretrained',
+)
 # Two runs that differ in these alone are repetitions of one experiment.
 REPETITION = (
   'random_seed', 'trial', 'save_checkpoints', 'restore_checkpoints', 'checkpoint_freq',
@@ -181,9 +201,10 @@ def new_config(
   own = _own_options(model_type)
   config = ml_collections.ConfigDict(DEFAULTS | fields)
   config.task, config.model_type, config.preset = task, model_type, preset
-  if config.interaction is None:
-    # Of a bare None, the command line does not know the type.
-    config.interaction = ml_collections.config_dict.placeholder(str)
+  # Of a bare None, the command line does not know the type.
+  for name, kind in (('interaction', str), ('hidden_dim', int)):
+    if config[name] is None:
+      config[name] = ml_collections.config_dict.placeholder(kind)
   config.attention = own | {k: v for k, v in (attention or {}).items() if k in own}
   config.data = _data_defaults(task) | dict(data or {})
   config.preset_id = config_id(resolve(config))
@@ -421,24 +442,29 @@ def _known_options(name: str, task: str | None, model: str | None) -> tuple[str,
   return '', []
 
 
-def model_arguments(fields: Mapping[str, Any], num_classes: int | None = None) -> dict[str, Any]:
-  """Return the keyword arguments of `kl_flax.make_classifier` (JSON-able) for a resolved config.
+def model_arguments(
+  fields: Mapping[str, Any], num_classes: int | None = None, tokenizer: Tokenizer | None = None
+) -> dict[str, Any]:
+  """Return the keyword arguments of `kl_flax.models.make_model` (JSON-able) for a resolved config.
 
   Args:
     fields: the config; its dtype must be resolved too.
     num_classes: of the data set, where it is not the task's.
+    tokenizer: of the run, where it is not the task's.
   """
   row = get_row(fields['model_type'])
   options = fields['attention'] | {name: fields[name] for name in row.config_fields}
-  arguments = _task_arguments(fields['task'], num_classes) | {
+  arguments = _task_arguments(fields, num_classes, tokenizer) | {
     'model_type': fields['model_type'],
-    'pooling': fields['pooling_mode'],
     'attention': options,
     'dtype': fields['dtype'],
     **{name: fields[name] for name in ENCODER_FIELDS},
   }
-  if fields['interaction'] is not None:
-    arguments['interaction'] = fields['interaction']
+  if fields['objective'] == 'classify':
+    arguments['pooling'] = fields['pooling_mode']
+    for name in ('interaction', 'hidden_dim', 'activation'):
+      if fields[name] != DEFAULTS[name]:
+        arguments[name] = fields[name]
   if fields['data'].get('mask_zero'):
     arguments['mask_zero'] = True
   return arguments
@@ -449,17 +475,53 @@ def ignores_padding(fields: Mapping[str, Any]) -> bool:
   return fields['pooling_mode'] != 'FLATTEN' and get_row(fields['model_type']).ignores_padding
 
 
-def base_model_arguments(task: str, num_classes: int | None = None) -> dict[str, Any]:
-  """Return the same for LRA's base Transformer of a task."""
-  base = dict(get_task(task).base_model)
-  base['pooling'] = base.pop('pooling_mode', 'CLS')
-  return _task_arguments(task, num_classes) | {'model_type': 'transformer'} | base
+def base_model_arguments(
+  fields: Mapping[str, Any], num_classes: int | None = None, tokenizer: Tokenizer | None = None
+) -> dict[str, Any]:
+  """Return the same for LRA's base Transformer of the task, with the same objective.
+
+  Args:
+    fields: of the config, `task` at least.
+    num_classes: see `model_arguments`.
+    tokenizer: likewise.
+  """
+  fields = DEFAULTS | dict(fields)
+  base = dict(get_task(fields['task']).base_model)
+  head = {'pooling': base.pop('pooling_mode', 'CLS')}
+  head |= {name: base.pop(name) for name in ('hidden_dim', 'activation') if name in base}
+  arguments = _task_arguments(fields, num_classes, tokenizer) | {'model_type': 'transformer'} | base
+  return arguments | (head if fields['objective'] == 'classify' else {})
 
 
-def _task_arguments(task: str, num_classes: int | None) -> dict[str, Any]:
-  spec = get_task(task)
-  num_classes = num_classes or spec.num_classes
-  arguments = {'num_classes': num_classes, 'vocab_size': spec.tokenizer.vocab_size}
+def masking(
+  fields: Mapping[str, Any], tokenizer: Tokenizer | None = None
+) -> pipeline.Masking | None:
+  """Return what masks the tokens of batches; None where labels are predicted."""
+  if fields['objective'] == 'classify':
+    return None
+  tokenizer = tokenizer or get_task(fields['task']).tokenizer
+  return pipeline.Masking(
+    tokenizer.vocab_size,
+    tokenizer.num_special,
+    fields['max_length'],
+    fields['mask_rate'],
+    fields['random_seed'],
+  )
+
+
+def _task_arguments(
+  fields: Mapping[str, Any], num_classes: int | None, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+  spec = get_task(fields['task'])
+  tokenizer = tokenizer or spec.tokenizer
+  arguments = {'vocab_size': tokenizer.vocab_size}
+  if separator := getattr(tokenizer, 'separator', 0):
+    arguments['separator'] = separator
+  if masks := masking(fields, tokenizer):
+    mask = 1  # One more id.
+    predictions = {'num_predictions': masks.num_predictions}
+    return arguments | predictions | {'vocab_size': tokenizer.vocab_size + mask}
+  arguments = {'num_classes': num_classes or spec.num_classes} | arguments
   return arguments | ({} if spec.num_inputs == 1 else {'num_inputs': spec.num_inputs})
 
 
@@ -500,20 +562,28 @@ def open_data(
   )
 
 
-def essential_options(model_type: str, options: Mapping[str, Any]) -> dict[str, Any]:
-  """Return the options of a mechanism that differ from its defaults.
+def essential(part: Mapping[str, Any], besides: Iterable[str] = ()) -> dict[str, Any]:
+  """Return what tells runs apart of a resolved config, or of the arguments of a model.
 
-  Runs are told apart by these alone: an option that a later version adds changes none of them.
+  Left out are fields and options of mechanisms that have the default of a later version which
+  brought them: they tell no runs apart.
+
+  Args:
+    part: the fields or arguments.
+    besides: further names that are left out.
   """
-  defaults = get_row(model_type).options
-  return {k: v for k, v in options.items() if k not in defaults or v != defaults[k]}
+  later = {name for name in _LATER if part.get(name, DEFAULTS[name]) == DEFAULTS[name]}
+  rest = {name: value for name, value in part.items() if name not in later.union(besides)}
+  if 'attention' in rest:
+    defaults = get_row(rest['model_type']).options
+    given = rest['attention'].items()
+    rest['attention'] = {k: v for k, v in given if k not in defaults or v != defaults[k]}
+  return rest
 
 
 def config_id(fields: Mapping[str, Any]) -> str:
   """Return a digest that is equal for repetitions of one experiment: all but REPETITION."""
-  later = {k for k in _LATER if fields.get(k) == DEFAULTS[k]}
-  rest = {k: v for k, v in fields.items() if k not in later.union(REPETITION)}
-  rest['attention'] = essential_options(fields['model_type'], fields['attention'])
+  rest = essential(fields, REPETITION)
   return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -574,6 +644,21 @@ def _check_values(fields: Mapping[str, Any]) -> None:
   for name in ('dropout_rate', 'attention_dropout_rate'):
     if not 0 <= fields[name] < 1:
       raise ValueError(f'{name} must lie in [0, 1), got {fields[name]!r}')
+  if fields['objective'] not in OBJECTIVES:
+    raise ValueError(unknown_name('objective', str(fields['objective']), OBJECTIVES))
+  if fields['objective'] == 'classify' and not get_task(fields['task']).num_classes:
+    raise ValueError(f"{fields['task']} has no labels: set objective='masked'")
+  if fields['objective'] == 'masked' and get_task(fields['task']).num_inputs != 1:
+    raise ValueError("objective='masked' is for tasks of single inputs, not of pairs (retrieval)")
+  if not 0 < fields['mask_rate'] < 1:
+    raise ValueError(f'mask_rate must lie between 0 and 1, got {fields["mask_rate"]!r}')
+  if fields['activation'] not in ACTIVATIONS:
+    raise ValueError(unknown_name('activation', str(fields['activation']), ACTIVATIONS))
+  if not 0 <= fields['adam_b2'] < 1:
+    raise ValueError(f'adam_b2 must lie in [0, 1), got {fields["adam_b2"]!r}')
+  width = fields['hidden_dim']
+  if width is not None and (not isinstance(width, int) or width < 1):
+    raise ValueError(f'hidden_dim must be an integer of at least 1, or None, got {width!r}')
   for percent in fields['keep_accuracies']:
     if not 0 < percent <= 100:
       raise ValueError(f'keep_accuracies are percentages above 0, up to 100; got {percent!r}')

@@ -161,7 +161,10 @@ def load_examples(
       '--data_dir, or a text by --input'
     ),
   )
-  source, first = builder.as_data_source(options.split), options.index or 0
+  spec = tasks.get_task(description['config']['task'])
+  length = predictor.model.encoder.max_length
+  source = tasks.read(spec, builder, options.split, predictor.tokenizer, length)
+  first = options.index or 0
   if first >= len(source):
     raise ValueError(f'--index={first}: the {options.split} split has {len(source)} examples')
   last = min(first + options.num_examples, len(source))

@@ -32,9 +32,15 @@ def _cosine_decay(step, options):
   return jnp.maximum(0.0, 0.5 * (1.0 + jnp.cos(jnp.pi * (progress % 1.0))))
 
 
+def _linear_decay(step, options):
+  warmup, total = options['warmup'], options['num_train_steps']
+  return jnp.clip((total - step) / max(total - warmup, 1), 0.0, 1.0)
+
+
 # Fields of a config that `make_schedule` takes.
 _SCHEDULE = (
   'factors', 'learning_rate', 'warmup', 'steps_per_cycle', 'decay_factor', 'steps_per_decay',
+  'num_train_steps',
 )  # fmt: skip
 FACTORS = {
   'constant': lambda step, options: options['learning_rate'],
@@ -43,6 +49,7 @@ FACTORS = {
   'rsqrt_normalized_decay': _rsqrt_normalized_decay,
   'decay_every': _decay_every,
   'cosine_decay': _cosine_decay,
+  'linear_decay': _linear_decay,
 }
 
 
@@ -54,20 +61,25 @@ def make_schedule(
   decay_factor: float = 0.5,
   steps_per_decay: int = 20_000,
   steps_per_cycle: int = 100_000,
+  num_train_steps: int = 100_000,
 ) -> optax.Schedule:
   """Return LRA's schedule: the product of the named factors at a step, the first being step 0.
+
+  One factor is not LRA's: linear_decay, of pre-training and fine-tuning (the paper's Table 8).
 
   Args:
     factors: names joined by '*', such as 'constant * linear_warmup * rsqrt_decay'.
       constant: learning_rate. linear_warmup: min(1, step / warmup). rsqrt_decay:
       1 / sqrt(max(step, warmup)). rsqrt_normalized_decay: sqrt(warmup / max(step, warmup)).
       decay_every: decay_factor^(step // steps_per_decay). cosine_decay: half a cosine over every
-      steps_per_cycle steps after warm-up.
+      steps_per_cycle steps after warm-up. linear_decay: from 1 at the end of warm-up to 0 after
+      num_train_steps.
     learning_rate: the constant.
     warmup: steps, at least 1.
     decay_factor: of decay_every.
     steps_per_decay: of decay_every.
     steps_per_cycle: of cosine_decay.
+    num_train_steps: of linear_decay.
 
   Raises:
     ValueError: for an unknown factor or warmup < 1.
@@ -88,6 +100,7 @@ def make_schedule(
     'decay_factor': decay_factor,
     'steps_per_decay': steps_per_decay,
     'steps_per_cycle': steps_per_cycle,
+    'num_train_steps': num_train_steps,
   }
 
   def schedule(step):
@@ -100,7 +113,11 @@ def make_schedule(
 
 
 def make_optimizer(
-  schedule: optax.Schedule, *, weight_decay: float, grad_clip_norm: float | None = None
+  schedule: optax.Schedule,
+  *,
+  weight_decay: float,
+  grad_clip_norm: float | None = None,
+  adam_b2: float = 0.98,
 ) -> optax.GradientTransformation:
   """Return LRA's AdamW: β 0.9 and 0.98, ε 1e-9, decoupled weight decay on every parameter.
 
@@ -108,8 +125,9 @@ def make_optimizer(
     schedule: learning rate of each step.
     weight_decay: relative to the learning rate.
     grad_clip_norm: largest global norm of the gradient; None or 0 do not clip.
+    adam_b2: the second β; 0.999 for pre-training and fine-tuning (the paper's Table 8).
   """
-  adamw = optax.adamw(schedule, b1=0.9, b2=0.98, eps=1e-9, weight_decay=weight_decay)
+  adamw = optax.adamw(schedule, b1=0.9, b2=adam_b2, eps=1e-9, weight_decay=weight_decay)
   if not grad_clip_norm:
     return adamw
   return optax.chain(optax.clip_by_global_norm(grad_clip_norm), adamw)
@@ -122,6 +140,5 @@ def of_config(fields: Mapping[str, Any]) -> tuple[optax.Schedule, optax.Gradient
     ValueError: see `make_schedule`.
   """
   schedule = make_schedule(**{name: fields[name] for name in _SCHEDULE})
-  return schedule, make_optimizer(
-    schedule, weight_decay=fields['weight_decay'], grad_clip_norm=fields['grad_clip_norm']
-  )
+  options = {name: fields[name] for name in ('weight_decay', 'grad_clip_norm', 'adam_b2')}
+  return schedule, make_optimizer(schedule, **options)

@@ -26,6 +26,10 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   return records
 
 
+# Sums that stand for themselves.
+_NO_MEANS = ('weight', 'labels', 'accuracy_by_draw', 'confusion_by_draw')
+
+
 def means(sums: Mapping[str, np.ndarray], prefix: str) -> dict[str, float]:
   """Return per-example means of summed metrics; 'truncated' stays a count.
 
@@ -36,7 +40,7 @@ def means(sums: Mapping[str, np.ndarray], prefix: str) -> dict[str, float]:
   weight = float(sums['weight'])
   values = {}
   for name, value in sums.items():
-    if name not in ('weight', 'labels', 'accuracy_by_draw'):
+    if name not in _NO_MEANS:
       values[prefix + name] = float(value) / (1.0 if name == 'truncated' else weight)
   return values
 

@@ -17,13 +17,14 @@ import jax
 import numpy as np
 
 import kl_flax
-from kl_flax.models import make_classifier
-from lra_tasks import configuration, parallel
+from kl_flax.models import make_model
+from kl_flax.tokenizers import Tokenizer, WordPieceTokenizer
+from lra_tasks import configuration, metrics, parallel
 from lra_tasks.data import datasets
 from lra_tasks.files import lock, read_json, write_json
 from lra_tasks.run_log import means
 from lra_tasks.steps import count_parameters
-from lra_tasks.tasks import TaskSpec
+from lra_tasks.tasks import TaskSpec, get_task
 
 _PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
@@ -46,6 +47,7 @@ def describe(
   model: Mapping[str, Any],
   spec: TaskSpec,
   builder: Any,
+  tokenizer: Tokenizer,
   *,
   from_source: bool,
 ) -> dict[str, Any]:
@@ -53,25 +55,28 @@ def describe(
 
   Args:
     fields: the resolved config.
-    model: arguments of `kl_flax.make_classifier`.
+    model: arguments of `kl_flax.models.make_model`.
     spec: the task.
     builder: of the data set.
+    tokenizer: of the run.
     from_source: whether the data was named by --source.
   """
-  parameters = count_parameters(make_classifier(**model))
-  base = configuration.base_model_arguments(spec.name, model['num_classes'])
+  parameters = count_parameters(make_model(**model))
+  # Predicting tokens is another task than predicting labels, and has its own tables.
+  masked = 'masked' if 'num_predictions' in model and spec.num_classes else ''
+  base = configuration.base_model_arguments(fields, model.get('num_classes'), tokenizer)
   return {
     'config': dict(fields),
     'config_id': configuration.config_id(fields),
-    'task': f'{spec.name}/{builder.variant}' if builder.variant else spec.name,
+    'task': '/'.join(filter(None, (spec.name, builder.variant, masked))),
     'dataset': builder.info.full_name,
     'from_source': from_source,
     'comparable': spec.is_benchmark(builder),
     'validation_is_test': builder.validation_is_test,
     'model': dict(model),
-    'tokenizer': spec.tokenizer.to_dict(),
+    'tokenizer': tokenizer.to_dict(),
     'parameters': parameters,
-    'base_parameters': count_parameters(make_classifier(**base)),
+    'base_parameters': count_parameters(make_model(**base)),
     'device': parallel.describe_devices(),
     'processes': jax.process_count(),
     'git_revision': _git_revision(),
@@ -144,7 +149,13 @@ def open_data(
 
 @contextlib.contextmanager
 def open_run(
-  model_dir: str, description: Mapping[str, Any], state: Any, *, resume: bool, write: bool = True
+  model_dir: str,
+  description: Mapping[str, Any],
+  state: Any,
+  tokenizer: Tokenizer | None = None,
+  *,
+  resume: bool,
+  write: bool = True,
 ) -> Iterator[dict[str, Any]]:
   """Have the directory for this run, until the end of the block, and write config.json.
 
@@ -154,6 +165,7 @@ def open_run(
     model_dir: created if it is missing.
     description: from `describe`.
     state: the train state, for its size.
+    tokenizer: of the run; its vocabulary is written, if it has one.
     resume: whether a run that lies there may be continued.
     write: False where the run is only to be read.
 
@@ -178,6 +190,8 @@ def open_run(
           kept = len(description['config'].get('keep_accuracies', ()))
           _check_writable(model_dir, state, _CHECKPOINTS_ON_DISK + kept)
           stack.enter_context(_hold(model_dir))
+          if isinstance(tokenizer, WordPieceTokenizer):
+            tokenizer.save(model_dir)
           write_json(os.path.join(model_dir, 'config.json'), description)
       except (ValueError, OSError) as error:
         problem = error
@@ -225,15 +239,9 @@ def _difference(existing: Mapping[str, Any], description: Mapping[str, Any]) -> 
 def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
   """Return what two runs must share to be one, as plain JSON."""
   identity = json.loads(json.dumps({name: description[name] for name in _IDENTITY}))
-  return identity | {name: _essential(identity[name]) for name in ('config', 'model')}
-
-
-def _essential(part: Mapping[str, Any]) -> dict[str, Any]:
-  """Return what tells runs apart of a resolved config, or of the arguments of a model."""
-  part = {name: value for name, value in part.items() if name not in _FREE}
-  if 'attention' in part:
-    part['attention'] = configuration.essential_options(part['model_type'], part['attention'])
-  return part
+  return identity | {
+    name: configuration.essential(identity[name], _FREE) for name in ('config', 'model')
+  }
 
 
 def config_difference(stored: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
@@ -246,7 +254,9 @@ def config_difference(stored: Mapping[str, Any], fields: Mapping[str, Any]) -> l
   if fields['dtype'] == 'auto':
     fields = {**fields, 'dtype': stored['dtype']}
   fields = json.loads(json.dumps(fields))
-  return configuration.difference(_essential(stored), _essential(fields), 'config')
+  return configuration.difference(
+    configuration.essential(stored, _FREE), configuration.essential(fields, _FREE), 'config'
+  )
 
 
 def _check_writable(model_dir: str, state: Any, checkpoints: int) -> None:
@@ -306,9 +316,12 @@ def results(
     'accuracy_of_one_draw': float(by_draw[0]),
     'accuracy_sd_of_draws': float(np.std(by_draw, ddof=1)) if eval_samples > 1 else None,
     'loss': final['loss'],
+    **_metrics(description, sums),
     'examples': round(float(np.sum(sums['labels'])) / eval_samples),
     'majority_class': float(np.max(sums['labels']) / np.sum(sums['labels'])),
     'seed': config['random_seed'],
+    'learning_rate': config['learning_rate'],
+    'pretrained': config.get('pretrained') or None,
     'steps': steps,
     'best_step': best_step,
     'validation_accuracy': at_best[-1]['eval_accuracy'] if at_best else None,
@@ -325,6 +338,18 @@ def results(
     'git_revision': _joined(description, 'git_revision'),
     'versions': description['versions'],
     'sessions': description['sessions'],
+  }
+
+
+def _metrics(
+  description: Mapping[str, Any], sums: Mapping[str, np.ndarray]
+) -> dict[str, float | None]:
+  """Return all metrics beside accuracy, averaged over draws; None for those of other tasks."""
+  names, draws = get_task(description['config']['task']).metrics, sums.get('confusion_by_draw')
+  return {
+    name: float(np.mean([metric(draw) for draw in draws])) if name in names else None
+    for name, metric in metrics.METRICS.items()
+    if name != 'accuracy'
   }
 
 

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kl_flax.heads import Classifier, DualClassifier
+from kl_flax.heads import Classifier, DualClassifier, MaskedLanguageModel
 
 Sums = dict[str, jax.Array]
-Model = Classifier | DualClassifier
+Model = Classifier | DualClassifier | MaskedLanguageModel
 AXIS = 'batch'
 
 
@@ -64,8 +64,8 @@ def init_state(
 
 def init_params(model: Model, key: jax.Array, spectral: jax.Array) -> Any:
   """Return initial parameters."""
-  inputs = zero_batch(model)['inputs']
-  return model.init({'params': key, 'spectral': spectral}, inputs)['params']
+  arguments = _arguments(model, zero_batch(model))
+  return model.init({'params': key, 'spectral': spectral}, *arguments)['params']
 
 
 def zero_batch(model: Model) -> dict[str, jax.Array]:
@@ -73,13 +73,18 @@ def zero_batch(model: Model) -> dict[str, jax.Array]:
   shape = (
     (1, model.encoder.max_length) if model.num_inputs == 1 else (1, 2, model.encoder.max_length)
   )
-  return {
+  batch = {
     'inputs': jnp.zeros(shape, jnp.int32),
     'lengths': jnp.zeros(shape[:-1], jnp.int32),
     'targets': jnp.zeros(1, jnp.int32),
     'weights': jnp.zeros(1),
     'truncated': jnp.zeros(1),
   }
+  if isinstance(model, MaskedLanguageModel):
+    predicted = (1, model.num_predictions)
+    integers = dict.fromkeys(('positions', 'targets'), jnp.zeros(predicted, jnp.int32))
+    batch |= integers | {'weights': jnp.zeros(predicted)}
+  return batch
 
 
 def count_parameters(model: Model) -> int:
@@ -102,7 +107,7 @@ def example_sums(logits: jax.Array, batch: dict[str, jax.Array]) -> Sums:
   return {
     'loss': jnp.sum(loss * weights),
     'accuracy': jnp.sum(correct * weights),
-    'truncated': jnp.sum(batch['truncated'] * weights),
+    'truncated': jnp.sum(batch['truncated'] * (weights if weights.ndim == 1 else 1)),
     'weight': jnp.sum(weights),
   }
 
@@ -116,12 +121,18 @@ def _diagnostics(variables: Any, weight: jax.Array) -> Sums:
   return {name: jnp.mean(jnp.stack(values)) * weight for name, values in means.items()}
 
 
+def _arguments(model: Model, batch: dict[str, jax.Array]) -> list[jax.Array]:
+  """Return what a model is called with."""
+  return [batch['inputs'], key_mask(batch), *(batch[name] for name in model.extra_inputs)]
+
+
 def _apply(model, params, batch, **options):
+  """Return logits, and the sums of a batch."""
   logits, variables = model.apply(
-    {'params': params}, batch['inputs'], key_mask(batch), mutable=['diagnostics'], **options
+    {'params': params}, *_arguments(model, batch), mutable=['diagnostics'], **options
   )
   sums = example_sums(logits, batch)
-  return sums | _diagnostics(variables, sums['weight'])
+  return logits, sums | _diagnostics(variables, sums['weight'])
 
 
 def zero_sums(model: Model) -> Sums:
@@ -129,7 +140,7 @@ def zero_sums(model: Model) -> Sums:
   batch = zero_batch(model)
   key = jax.random.key(0)
   shapes = jax.eval_shape(
-    lambda: _apply(model, init_params(model, key, key), batch, rngs={'spectral': key})
+    lambda: _apply(model, init_params(model, key, key), batch, rngs={'spectral': key})[1]
   )
   return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 
@@ -162,7 +173,7 @@ def train_step(
   rngs = step_keys(state, resample_every, jax.lax.axis_index(AXIS))
 
   def loss_fn(params):
-    sums = _apply(model, params, batch, deterministic=False, rngs=rngs)
+    _, sums = _apply(model, params, batch, deterministic=False, rngs=rngs)
     return sums['loss'], sums
 
   grads, sums = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -184,7 +195,8 @@ def eval_step(
 ) -> Sums:
   """Return the sums of a batch over all devices, with label counts.
 
-  'accuracy_by_draw' [num_samples] has the correct answers of each draw.
+  'accuracy_by_draw' [num_samples] has the correct answers of each draw; of classifiers,
+  'confusion_by_draw' [num_samples, c, c] has the answers given (columns) to each label (rows).
 
   Args:
     state: its parameters and key 'evaluation' are used.
@@ -197,11 +209,16 @@ def eval_step(
 
   def one(sample):
     rngs = {'spectral': jax.random.fold_in(key, sample)}
-    return _apply(model, state.params, batch, rngs=rngs)
+    logits, sums = _apply(model, state.params, batch, rngs=rngs)
+    if isinstance(model, MaskedLanguageModel):
+      return sums, {}
+    place = batch['targets'], jnp.argmax(logits, axis=-1)
+    counts = jnp.zeros((model.num_classes,) * 2).at[place].add(batch['weights'])
+    return sums, {'confusion_by_draw': counts}
 
-  draws = jax.lax.map(one, jnp.arange(num_samples))
+  draws, by_draw = jax.lax.map(one, jnp.arange(num_samples))
   sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), draws)
-  sums['accuracy_by_draw'] = draws['accuracy']
-  classes = jax.nn.one_hot(batch['targets'], model.num_classes) * batch['weights'][:, None]
-  sums['labels'] = jnp.sum(classes, axis=0) * num_samples
+  sums |= by_draw | {'accuracy_by_draw': draws['accuracy']}
+  labels = jnp.zeros(model.num_classes).at[batch['targets']].add(batch['weights'])
+  sums['labels'] = labels * num_samples
   return jax.lax.psum(sums, AXIS)

@@ -38,6 +38,7 @@ from kl_flax.models import get_row
 from lra_tasks import configuration, rundir, tasks
 from lra_tasks.console import define_integers, set_up_logging
 from lra_tasks.files import is_taken, lock, read_json
+from lra_tasks.pretrained import Pretrained
 from lra_tasks.reporting import results
 from lra_tasks.reporting.summary import PAPER_MODELS
 from lra_tasks.tasks import get_task
@@ -63,6 +64,7 @@ class Job(NamedTuple):
     name: of its directory.
     seed: of the run.
     changes: pairs of a config field and a value, as they stand on a command line.
+    init_from: directory of the run that it starts from, '' for none.
   """
 
   task: str
@@ -70,21 +72,28 @@ class Job(NamedTuple):
   name: str
   seed: int
   changes: tuple[tuple[str, str], ...] = ()
+  init_from: str = ''
 
   def flags(self) -> list[str]:
     """Return what the training command is told of the run."""
     changes = (('random_seed', str(self.seed)), *self.changes)
-    return [f'--config={self.config}', *(f'--config.{name}={value}' for name, value in changes)]
+    return [
+      f'--config={self.config}',
+      *(f'--config.{name}={value}' for name, value in changes),
+      *([f'--init_from={self.init_from}'] if self.init_from else []),
+    ]
 
   def fields(self) -> dict[str, Any]:
     """Return the resolved config.
 
     Raises:
+      FileNotFoundError: if the run that it starts from is not there.
       ValueError: for fields or values that do not exist.
     """
     changes = {name: _literal(value) for name, value in self.changes}
     config = configuration.load(self.config, changes | {'random_seed': self.seed})
-    return configuration.resolve(config)
+    fields = configuration.resolve(config)
+    return fields | ({'pretrained': Pretrained(self.init_from).label} if self.init_from else {})
 
 
 def _literal(text: str) -> Any:
@@ -105,6 +114,7 @@ def make_jobs(
   preset: str | None = None,
   changes: Sequence[str] = (),
   configs: str = 'configs',
+  init_from: str | None = None,
 ) -> list[Job]:
   """Return all runs in the order in which they are to be made.
 
@@ -115,8 +125,10 @@ def make_jobs(
     preset: of the configs; by default the model's own.
     changes: 'FIELD=VALUE' for fields of all configs.
     configs: directory of the files TASK.py.
+    init_from: directory of the run that each starts from; '{model}' in it stands for the model.
 
   Raises:
+    FileNotFoundError: if there is no such run.
     ValueError: for unknown tasks, models, presets, fields or values.
   """
   for kind, values in {'tasks': task_names, 'models': models, 'seeds': seeds}.items():
@@ -127,15 +139,19 @@ def make_jobs(
   pairs = [_parse_change(change) for change in changes]
   jobs = []
   for seed, task, model in itertools.product(seeds, task_names, models):
-    get_task(task)
-    file = os.path.join(configs, f'{task}.py')
+    spec = get_task(task)
+    file = os.path.join(configs, f'{spec.config_file or task}.py')
     if not os.path.exists(file):
-      raise ValueError(f'{file} does not exist: --configs must name the directory of {task}.py')
-    argument = ','.join(filter(None, (model, preset)))
+      raise ValueError(
+        f'{file} does not exist: --configs must name the directory of {os.path.basename(file)}'
+      )
+    which = [model, task] if spec.config_file else [model]
+    argument = ','.join(filter(None, (*which, preset)))
     label = configuration.load(f'{file}:{argument}').preset
     parts = [model, label, *(f'{field}={value}' for field, value in pairs), f'seed{seed}']
-    config = f'{file}:{model},{label}'
-    job = Job(task, config, os.path.join(task, '_'.join(parts)), seed, tuple(pairs))
+    config = f'{file}:{",".join(which)},{label}'
+    start = (init_from or '').replace('{model}', model)
+    job = Job(task, config, os.path.join(task, '_'.join(parts)), seed, tuple(pairs), start)
     job.fields()  # Now, rather than in an hour.
     jobs.append(job)
   return jobs
@@ -379,6 +395,10 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     'FIELD=VALUE: a field of all configs, such as learning_rate=0.001 or '
     'attention.num_frequencies=64. May be repeated. Part of the names of runs.',
   )  # fmt: skip
+  define(
+    flags.DEFINE_string, 'init_from', None,
+    'Directory of the run whose encoder each starts with; {model} in it stands for the model.',
+  )  # fmt: skip
   define(flags.DEFINE_string, 'configs', 'configs', 'Directory of the files TASK.py.')
   define(flags.DEFINE_string, 'runs', 'runs', 'Directory of the runs: TASK/MODEL_PRESET_seedN.')
   define(
@@ -425,6 +445,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
       preset=flag_values.preset,
       changes=flag_values.set,
       configs=flag_values.configs,
+      init_from=flag_values.init_from,
     )
     sweep = Sweep(
       jobs,

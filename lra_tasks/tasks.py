@@ -8,15 +8,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 from kl_flax.errors import unknown_name
 from kl_flax.tokenizers import PixelTokenizer, Tokenizer
-from lra_tasks.data import image, listops, pathfinder, retrieval, sparse_sum, text
+from lra_tasks.data import glue, image, listops, pathfinder, retrieval, sparse_sum, text, wikitext
 from lra_tasks.data.datasets import Builder
+from lra_tasks.data.tokenized import Tokenized
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedVocabulary:
+  """Sizes of the tokenizer that each data set of a task brings along (`Builder.tokenizer`).
+
+  Attributes:
+    vocab_size: at most.
+    num_special: ids that stand for no part of a text.
+    separator: id between sentences.
+  """
+
+  vocab_size: int = 30_522
+  num_special: int = 3
+  separator: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +41,9 @@ class TaskSpec:
 
   Attributes:
     name: the task's name in flags, files and tables.
-    num_classes: number of labels, 0 ... num_classes − 1, unless the builder has another.
-    tokenizer: raw input to ids.
+    num_classes: number of labels, 0 ... num_classes − 1, unless the builder has another; 0 where
+      there are none, but tokens to predict.
+    tokenizer: raw input to ids; `TrainedVocabulary` where each data set has its own.
     data_options: frozen dataclass of what determines the data; its defaults are the benchmark's.
     make_builder: (options, data_dir=, source=, task_name=) -> builder, perhaps not yet prepared;
       its splits are train, validation and test.
@@ -34,19 +51,26 @@ class TaskSpec:
     task_name: LRA's default of the flag --task_name.
     base_model: fields of LRA's base Transformer, which the 10 % rule measures against, and which
       LRA's own files take where they leave one out.
+    config_file: stem of the file in configs; where it is not the task's name, the file's argument
+      names the task behind the model.
+    metrics: names in `lra_tasks.metrics.METRICS` of what is reported beside accuracy.
     num_inputs: sequences of an example: 1, or 2 for pairs.
+    view: (records, tokenizer, max_length) -> records of ids, where those on disk are raw text.
     lra_data: data options that LRA's own config files imply, where they are not the defaults.
   """
 
   name: str
   num_classes: int
-  tokenizer: Tokenizer
+  tokenizer: Tokenizer | TrainedVocabulary
   data_options: type
   make_builder: Callable[..., Builder]
   is_benchmark: Callable[[Builder], bool]
   task_name: str
   base_model: Mapping[str, Any]
+  config_file: str = ''
+  metrics: tuple[str, ...] = ()
   num_inputs: int = 1
+  view: Callable[[Sequence[Any], Tokenizer, int], Sequence[Any]] | None = None
   lra_data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -60,6 +84,37 @@ def _pathfinder(resolution: int, **base_model: Any) -> TaskSpec:
     is_benchmark=pathfinder.is_benchmark,
     task_name=f'pathfinder{resolution}_hard',
     base_model={'emb_dim': 32, 'mlp_dim': 32, 'max_length': resolution**2} | base_model,
+  )
+
+
+# The paper's Table 8; its sequences of 512 have CLS at their front.
+_SHORT_TRANSFORMER: Mapping[str, Any] = {
+  'emb_dim': 300,
+  'num_heads': 10,
+  'num_layers': 3,
+  'qkv_dim': 640,
+  'mlp_dim': 512,
+  'learn_pos_emb': False,
+}
+# Word pieces that all texts of a task of GLUE have room for.
+_GLUE_LENGTHS = {'cola': 63, 'sst2': 127, 'mrpc': 127, 'wnli': 127}
+
+
+def _glue(name: str) -> TaskSpec:
+  row = glue.TASKS[name]
+  sizes = {'hidden_dim': 128, 'activation': 'tanh', 'max_length': _GLUE_LENGTHS.get(name, 511)}
+  return TaskSpec(
+    name=name,
+    num_classes=len(row.labels),
+    tokenizer=TrainedVocabulary(),
+    data_options=glue.GlueData,
+    make_builder=functools.partial(glue.make_builder, task=name),
+    is_benchmark=glue.is_benchmark,
+    task_name=name,
+    base_model=_SHORT_TRANSFORMER | sizes,
+    config_file='glue',
+    view=Tokenized,
+    metrics=row.metrics,
   )
 
 
@@ -148,7 +203,18 @@ TASKS: dict[str, TaskSpec] = {
       128, num_heads=2, num_layers=1, qkv_dim=16, pooling_mode='MEAN', learn_pos_emb=True
     ),
     _pathfinder(256, num_heads=4, num_layers=2, qkv_dim=32, pooling_mode='CLS', learn_pos_emb=True),
-    # Not of LRA: in place of its base Transformer stands the paper's of Appendix E.2.
+    # Not of LRA: in place of its base Transformer stand those of the paper.
+    TaskSpec(
+      name='wikitext',
+      num_classes=0,
+      tokenizer=TrainedVocabulary(),
+      data_options=wikitext.WikiTextData,
+      make_builder=wikitext.make_builder,
+      is_benchmark=wikitext.is_benchmark,
+      task_name='wikitext-103',
+      base_model=_SHORT_TRANSFORMER | {'max_length': 511},
+    ),
+    *map(_glue, glue.TASKS),
     TaskSpec(
       name='sparse_sum',
       num_classes=sparse_sum.NUM_CLASSES,
@@ -184,6 +250,37 @@ def define_data_flags(flag_values: flags.FlagValues) -> None:
   define('data_dir', DATA_DIR, 'Where prepared data sets are kept (or the raw ones lie).')
   define('source', None, 'Directory or archive of the raw data, if not in data_dir.')
   define('task_name', None, "LRA's name of the data set within the task.")
+
+
+def tokenizer_of(
+  spec: TaskSpec, builder: Builder, pretrained: Tokenizer | None = None
+) -> Tokenizer:
+  """Return the tokenizer of a run.
+
+  Args:
+    spec: the task.
+    builder: of its data, which is prepared.
+    pretrained: that of the run that this one starts from.
+
+  Raises:
+    ValueError: if the data consists of the ids of another tokenizer than the pre-trained one.
+  """
+  own = builder.tokenizer or spec.tokenizer
+  if pretrained is None or pretrained == own:
+    return own
+  if spec.view is None:
+    raise ValueError(
+      f'the run that --init_from names has another tokenizer than the data of {spec.name}'
+    )
+  return pretrained
+
+
+def read(
+  spec: TaskSpec, builder: Builder, split: str, tokenizer: Tokenizer, max_length: int
+) -> Sequence[Any]:
+  """Return the records of a split, whose sequences are ids."""
+  records = builder.as_data_source(split)
+  return records if spec.view is None else spec.view(records, tokenizer, max_length)
 
 
 def get_task(name: str) -> TaskSpec:

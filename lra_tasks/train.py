@@ -21,13 +21,14 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from kl_flax.models import get_row, make_classifier
+from kl_flax.models import get_row, make_model
 from lra_tasks import configuration, optimizer, parallel, rundir, steps, tasks
 from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.console import set_up_logging
 from lra_tasks.data import datasets, pipeline
 from lra_tasks.files import write_json
 from lra_tasks.loop import Loop, NonFiniteLossError, evaluate
+from lra_tasks.pretrained import Pretrained
 from lra_tasks.reporting import results
 from lra_tasks.run_log import RunLog
 from lra_tasks.tasks import get_task
@@ -40,6 +41,9 @@ _MODEL_DIR = flags.DEFINE_string(
 )
 tasks.define_data_flags(flags.FLAGS)
 flags.adopt_module_key_flags(tasks)  # For --help.
+_INIT_FROM = flags.DEFINE_string(
+  'init_from', None, 'Directory of a run whose encoder this one starts with; the head is new.'
+)
 _TEST_ONLY = flags.DEFINE_bool('test_only', False, 'Only evaluate the run on the test split.')
 
 # Not __name__: this file runs as __main__.
@@ -53,6 +57,7 @@ def train(
   data_dir: str,
   source: str | None = None,
   task_name: str | None = None,
+  init_from: str | None = None,
   test_only: bool = False,
 ) -> int:
   """Run, or continue, the training that a resolved config defines.
@@ -63,6 +68,7 @@ def train(
     data_dir: where prepared data sets are kept.
     source: raw data to prepare from.
     task_name: LRA's name of the data set within the task.
+    init_from: directory of a run whose encoder this one starts with.
     test_only: only evaluate the best checkpoint on the test split.
 
   Returns:
@@ -80,6 +86,8 @@ def train(
   parallel.start()
   parallel.check_batch_size(fields['batch_size'])
   resume = fields['restore_checkpoints'] or test_only
+  pretrained = Pretrained(init_from) if init_from else None
+  fields = fields | {'pretrained': pretrained.label if pretrained else ''}
   rundir.check_run(model_dir, fields, source, resume=resume)
   finished = results.read_folder(Path(model_dir))
   if isinstance(finished, results.Run) and not test_only:
@@ -88,44 +96,45 @@ def train(
   if fields['dtype'] == 'auto':  # A run goes on as it began, on any device.
     dtype = rundir.stored_dtype(model_dir) or parallel.default_dtype()
     fields = fields | {'dtype': dtype}
-  steps.count_parameters(make_classifier(**configuration.model_arguments(fields)))
+  spec = get_task(fields['task'])
+  tokenizer = pretrained.tokenizer if pretrained else spec.tokenizer
+  steps.count_parameters(make_model(**configuration.model_arguments(fields, tokenizer=tokenizer)))
 
   # Data: prepared once per machine, then read in equal shares by all processes.
-  spec = get_task(fields['task'])
   with datasets.interruptible(parallel.own_signals()):
     builder = configuration.open_data(fields, data_dir=data_dir, source=source, task_name=task_name)
     datasets.prepare(builder)
+  tokenizer = tasks.tokenizer_of(spec, builder, pretrained and pretrained.tokenizer)
+  read = lambda split: tasks.read(spec, builder, split, tokenizer, fields['max_length'])
   shapes = {name: fields[name] for name in ('batch_size', 'max_length')}
-  shapes['num_inputs'] = spec.num_inputs
-  data = pipeline.train_batches(
-    builder.as_data_source('train'),
-    seed=fields['random_seed'],
-    share=parallel.share(),
-    **shapes,
+  shapes |= {'num_inputs': spec.num_inputs, 'masking': configuration.masking(fields, tokenizer)}
+  shapes['share'] = parallel.share()
+  data = pipeline.train_batches(read('train'), seed=fields['random_seed'], **shapes)
+  shapes['trim'] = configuration.ignores_padding(fields)
+  validation = pipeline.Evaluation(
+    read('validation'), num_batches=fields['num_eval_steps'], **shapes
   )
-  trim = configuration.ignores_padding(fields)
-  validation, test = (
-    pipeline.Evaluation(
-      builder.as_data_source(split), share=parallel.share(), num_batches=limit, trim=trim, **shapes
-    )
-    for split, limit in (('validation', fields['num_eval_steps']), ('test', -1))
-  )
+  test = pipeline.Evaluation(read('test'), **shapes)
 
   with contextlib.ExitStack() as stack:
     # From here on a signal asks to save and stop; before, there is nothing to save.
     preemption = stack.enter_context(parallel.Preemption())
 
     # Model, optimiser, state: a function of the config alone.
-    arguments = configuration.model_arguments(fields, builder.num_classes)
-    model = make_classifier(**arguments)
+    arguments = configuration.model_arguments(fields, builder.num_classes, tokenizer)
+    model = make_model(**arguments)
     schedule, adamw = optimizer.of_config(fields)
     init = jax.jit(functools.partial(steps.init_state, model, adamw))
     state = init(seed=np.uint32(fields['random_seed']))
+    if pretrained:
+      state = state.replace(params=pretrained.start(state.params))
 
     # The run's directory, and what lies there.
-    description = rundir.describe(fields, arguments, spec, builder, from_source=source is not None)
+    description = rundir.describe(
+      fields, arguments, spec, builder, tokenizer, from_source=source is not None
+    )
     description = stack.enter_context(
-      rundir.open_run(model_dir, description, state, resume=resume, write=not test_only)
+      rundir.open_run(model_dir, description, state, tokenizer, resume=resume, write=not test_only)
     )
     checkpoints = Checkpoints(os.path.join(model_dir, 'checkpoints'), fields['keep_accuracies'])
     stack.callback(checkpoints.close)
@@ -219,6 +228,7 @@ def main(argv: list[str]) -> int:
       data_dir=values.data_dir,
       source=values.source,
       task_name=values.task_name,
+      init_from=_INIT_FROM.value,
       test_only=_TEST_ONLY.value,
     )
   except KeyboardInterrupt:

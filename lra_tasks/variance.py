@@ -159,9 +159,11 @@ def measure_run(
       f'{model_dir} was trained on {stored}, not on {found}: give the same --source'
     ),
   )
-  records = builder.as_data_source(split)
-  count = len(records) if limit is None else min(limit, len(records))
   spec = get_task(fields['task'])
+  records = tasks.read(
+    spec, builder, split, predictor.tokenizer, predictor.model.encoder.max_length
+  )
+  count = len(records) if limit is None else min(limit, len(records))
   with show_progress(f'{model_dir}: predicting', count) as advance:
     found = measure(predictor, _examples(records, count, spec.num_inputs, advance), samples)
   return Variance(

@@ -121,7 +121,7 @@ def kill_at(process, condition):
 
 def run_here(
   shared, model_dir, *, task='listops', argument='gmm_prf,tiny', source=None, task_name=None,
-  test_only=False, **fields,
+  init_from=None, test_only=False, **fields,
 ):  # fmt: skip
   """Run in this process, on its two simulated devices."""
   resolved = configuration.resolve(load_config(task, argument))
@@ -133,5 +133,6 @@ def run_here(
     data_dir=str(shared / 'data'),
     source=source,
     task_name=task_name,
+    init_from=init_from,
     test_only=test_only,
   )

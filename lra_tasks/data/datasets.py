@@ -29,6 +29,7 @@ from tensorflow_datasets.core import writer as tfds_writer
 from tensorflow_datasets.core.utils import tqdm_utils
 from tensorflow_datasets.proto import tf_example_pb2
 
+from kl_flax.tokenizers import Tokenizer
 from lra_tasks import files
 from lra_tasks.console import show_progress
 from lra_tasks.data import records, sources
@@ -126,6 +127,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     DISK_SPACE: what the benchmark's data takes, in words.
     inputs: features of the inputs by name; the label's, 'target', an int32, follows them.
     num_classes: number of labels, where it is not the task's.
+    tokenizer: of the data set, where the task has none; known once it is prepared.
     reading: the split, in TFDS' notation, that is read in another's place; of those on disk.
     variant: names the data set where it is not the one that the task's figures were published for;
       its results are kept apart from them.
@@ -139,6 +141,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   RELEASE_NOTES: ClassVar[Mapping[str, str]] = {'1.0.0': 'First version.'}
   inputs: Mapping[str, tfds.features.FeatureConnector] = {}
   num_classes: int | None = None
+  tokenizer: Tokenizer | None = None
   reading: Mapping[str, str] = {}
   variant: str = ''
 

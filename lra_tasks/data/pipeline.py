@@ -8,6 +8,11 @@ A batch is a dictionary of NumPy arrays with leading axis b, the process's share
   weights float32[b]            0 where a row only fills up the last batch
   truncated float32[b]          1 where a sequence was longer than max_length and was cut
 
+Batches to predict masked tokens (`Masking`) have b rows of k predictions instead:
+  positions int32[b, k]         what is to be predicted, in the sequence
+  targets int32[b, k]           the ids that stood there
+  weights float32[b, k]         0 where a sequence has fewer predictions, or fills up the last batch
+
 Global batch k has the same rows for any number of processes: process p of P holds the p-th of P
 equal, contiguous parts.
 """
@@ -16,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -43,6 +49,75 @@ class Share:
     """Return the rows of a global batch; batch_size is a multiple of count."""
     size = batch_size // self.count
     return slice(self.index * size, (self.index + 1) * size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking:
+  """Masks tokens of a batch for a model to predict, as BERT does (Devlin et al. 2019).
+
+  Of the ids of each sequence a share is chosen, at least one, special ones excepted. 80 % of the
+  chosen ids become the mask, 10 % another id, drawn from all that are not special, 10 % stay.
+
+  Attributes:
+    vocab_size: ids of the data; the mask is the next one.
+    num_special: ids 0 ... num_special − 1 are padding, separators and the like.
+    max_length: of the sequences.
+    rate: share that is chosen, in (0, 1).
+    seed: what is chosen is a function of the seed and the number of the batch.
+  """
+
+  vocab_size: int
+  num_special: int
+  max_length: int
+  rate: float = 0.15
+  seed: int = 0
+
+  @property
+  def num_predictions(self) -> int:
+    """Predictions of a row.
+
+    >>> Masking(vocab_size=9, num_special=1, max_length=512).num_predictions
+    77
+    """
+    return math.ceil(self.rate * self.max_length)
+
+  def __call__(self, batch: Batch, number: int, rows: slice, batch_size: int) -> Batch:
+    """Return a batch of `collate` with masked inputs, and what to predict.
+
+    Args:
+      batch: rows of a global batch; its labels are left out.
+      number: of the global batch.
+      rows: which ones of the global batch.
+      batch_size: rows of the global batch.
+    """
+    inputs, lengths = batch['inputs'].copy(), batch['lengths']
+    # Of NumPy's generators, the one that gives the same numbers in all versions. Numbers for all
+    # rows, so that those of a process do not depend on how many processes there are.
+    draw = np.random.RandomState([self.seed, number])
+    predictions = batch_size, self.num_predictions
+    places = draw.random_sample((batch_size, self.max_length))[rows, : inputs.shape[1]]
+    kinds = draw.random_sample(predictions)[rows]
+    others = draw.randint(self.num_special, self.vocab_size, predictions)[rows]
+    valid = np.arange(inputs.shape[1]) < lengths[:, None]
+    places[~valid | (inputs < self.num_special)] = 2
+    candidates = np.sum(places < 2, axis=1, keepdims=True)
+    count = np.minimum(np.maximum(np.round(self.rate * candidates), 1), candidates)
+    positions = np.argsort(places, axis=1, kind='stable')[:, : self.num_predictions]
+    missing = self.num_predictions - positions.shape[1]
+    positions = np.pad(positions, ((0, 0), (0, missing)))
+    chosen = np.arange(self.num_predictions) < count
+    positions = np.where(chosen, positions, 0).astype(np.int32)
+    targets = np.take_along_axis(inputs, positions, axis=1)
+    replaced = np.where(kinds < 0.8, self.vocab_size, np.where(kinds < 0.9, others, targets))
+    row, _ = np.nonzero(chosen)
+    inputs[row, positions[chosen]] = replaced[chosen]
+    weights = (chosen * batch['weights'][:, None]).astype(np.float32)
+    predicted = {
+      'positions': positions,
+      'targets': np.where(chosen, targets, 0),
+      'weights': weights,
+    }
+    return batch | {'inputs': inputs} | predicted
 
 
 class Order:
@@ -84,6 +159,7 @@ def train_batches(
   seed: int,
   share: Share,
   num_inputs: int = 1,
+  masking: Masking | None = None,
 ) -> grain.DatasetIterator:
   """Return an endless iterator, shuffled anew in every epoch, whose state can be saved.
 
@@ -95,6 +171,7 @@ def train_batches(
     seed: of the order.
     share: this process's part.
     num_inputs: 1, or 2 for pairs.
+    masking: None trains on labels.
 
   Raises:
     ValueError: if the source is smaller than one batch.
@@ -108,7 +185,8 @@ def train_batches(
   def load(batch: int) -> Batch:
     # Records are read only for the rows of this process.
     indices = order[batch * batch_size + rows.start : batch * batch_size + rows.stop]
-    return collate(source, indices.tolist(), max_length, num_inputs)
+    rows_of_batch = collate(source, indices.tolist(), max_length, num_inputs)
+    return masking(rows_of_batch, batch, rows, batch_size) if masking else rows_of_batch
 
   dataset = grain.MapDataset.range(sys.maxsize // batch_size).map(load)
   return iter(dataset.to_iter_dataset(_READ))
@@ -130,6 +208,7 @@ class Evaluation:
     num_batches: only the examples of so many batches, the first in the source's order; negative
       means all.
     trim: False pads all batches to max_length.
+    masking: None evaluates labels.
   """
 
   def __init__(
@@ -142,9 +221,11 @@ class Evaluation:
     num_inputs: int = 1,
     num_batches: int = -1,
     trim: bool = True,
+    masking: Masking | None = None,
   ) -> None:
     self._source, self._max_length, self._num_inputs = source, max_length, num_inputs
     self._rows, self._batch_size, self._trim = share.of(batch_size), batch_size, trim
+    self._masking = masking
     self._count = len(source) if num_batches < 0 else min(len(source), num_batches * batch_size)
 
   def __iter__(self) -> Iterator[Batch]:
@@ -153,7 +234,10 @@ class Evaluation:
 
   def _load(self, batch: int) -> Batch:
     indices, length = self._plan[batch]
-    return collate(self._source, indices[self._rows], length, self._num_inputs)
+    found = collate(self._source, indices[self._rows], length, self._num_inputs)
+    if self._masking:
+      found = self._masking(found, batch, self._rows, self._batch_size)
+    return found
 
   @functools.cached_property
   def _plan(self) -> list[tuple[list[int | None], int]]:

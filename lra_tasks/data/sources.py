@@ -246,9 +246,22 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
   """
   path = os.fspath(path)
   open_it = COMPRESSED.get(os.path.splitext(path)[1], open)
+  with damages(path), open_it(path, 'rb') as file:
+    yield file
+
+
+@contextlib.contextmanager
+def damages(path: str) -> Iterator[None]:
+  """Turn what reading a damaged file raises into a ValueError that names it.
+
+  Args:
+    path: of the file that is read within the context.
+
+  Raises:
+    ValueError: see above.
+  """
   try:
-    with open_it(path, 'rb') as file:
-      yield file
+    yield
   except _DAMAGES as error:
     raise ValueError(f'{path} is damaged: {_problem(error)}; replace it') from None
 

@@ -7,10 +7,11 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from lra_tasks.reporting import results
+from lra_tasks.reporting import glue, results
 from lra_tasks.reporting.results import Figure
 from lra_tasks.reporting.rows import Report, Row, Table
 from lra_tasks.reporting.summary import (
+  PAPER_MODELS,
   Comparison,
   Overview,
   make_comparisons,
@@ -173,8 +174,10 @@ def make_sheets(report: Report) -> Sheets:
   """Return the report's tables; those of tasks in the order of `report.tables`."""
   tables = report.tables
   comparisons = itertools.groupby(make_comparisons(tables), lambda c: c.question)
+  of_glue = glue.make_overview(tables, PAPER_MODELS)
+  overviews = [*map(_overview_sheet, make_overviews(tables))]
   return Sheets(
-    tuple(map(_overview_sheet, make_overviews(tables))),
+    tuple(overviews + ([_glue_sheet(of_glue)] if of_glue else [])),
     tuple(map(task_sheet, tables)),
     tuple(_comparison_sheet(question, list(found)) for question, found in comparisons),
   )
@@ -220,6 +223,43 @@ def _overview_sheet(overview: Overview) -> Sheet:
     f'preset {overview.preset}: accuracy on the test splits, %',
     '',
     tuple(Heading(header, header == 'model') for header in headers),
+    tuple(rows),
+    notes=tuple(notes),
+  )
+
+
+def _glue_sheet(overview: glue.Overview) -> Sheet:
+  rows, rates = [], {}
+  for model, corpus in overview.models:
+    cells = []
+    for column in overview.columns:
+      score = overview.scores.get((model, corpus, column))
+      if score is None:
+        cells.append(Cell('–'))
+        continue
+      text = _number(score.value) + _number(score.sd, ' ± {:.2f}')
+      text += _number(score.published, ' ({:.2f})')
+      cells.append(Cell(text, '' if score.comparable or score.published is None else '§'))
+      if score.learning_rate is not None:
+        rates.setdefault(score.learning_rate, {}).setdefault(column.task, []).append(model)
+    rows.append((Cell(model), Cell(corpus or 'nothing'), *cells))
+  notes = [
+    'Development sets: accuracy, F1 or Matthews correlation, in brackets the figure of the '
+    'KL-Transformer paper, Tables 3 and 13, whose models were pre-trained on WikiText-103.',
+    'Of the learning rates that were run, the best on the development set, as in the paper: '
+    + '; '.join(
+      f'{rate:g} ' + ', '.join(f'{task} ({", ".join(dict.fromkeys(m))})' for task, m in by.items())
+      for rate, by in sorted(rates.items(), reverse=True)
+    )
+    + '.',
+  ]
+  if overview.missing:
+    notes.append(f'Not run: {", ".join(overview.missing)}.')
+  headers = ['model', 'pre-trained on', *(column.header for column in overview.columns)]
+  return Sheet(
+    'GLUE',
+    '',
+    tuple(Heading(header, i < 2) for i, header in enumerate(headers)),
     tuple(rows),
     notes=tuple(notes),
   )

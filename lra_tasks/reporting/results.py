@@ -65,6 +65,10 @@ class Run:
   # Later than the other keys: files that lack them have None.
   accuracy_of_one_draw: Fraction | None = None
   accuracy_sd_of_draws: float | None = None
+  f1: float | None = None
+  matthews: float | None = None
+  learning_rate: float | None = None
+  pretrained: str | None = None  # Task, model, config and seed of the run that it started from.
 
   @property
   def is_comparable(self) -> bool:
@@ -252,8 +256,8 @@ class Figure(NamedTuple):
 
 
 @functools.cache
-def load_published() -> tuple[Figure, ...]:
-  """Return the published accuracies of published_results.csv."""
+def load_published(metric: str = 'accuracy') -> tuple[Figure, ...]:
+  """Return the published accuracies of published_results.csv, or what it calls `score`: GLUE's."""
   file = importlib.resources.files('lra_tasks').joinpath('published_results.csv')
   rows = csv.DictReader(file.read_text(encoding='utf-8').splitlines())
   return tuple(
@@ -262,7 +266,7 @@ def load_published() -> tuple[Figure, ...]:
       value=float(row['value']) if row['value'] else None,
     )
     for row in rows
-    if row['metric'] == 'accuracy'
+    if row['metric'] == metric
   )
 
 

@@ -55,7 +55,7 @@ def verdict(row: Row) -> str:
 
 
 def make_overviews(tables: Iterable[Table]) -> list[Overview]:
-  """Return an overview of every preset that was run on two tasks or more.
+  """Return an overview of every preset that was run on two tasks of LRA or more.
 
   Of several data sets of a task, the benchmark's own is shown. Presets with fields changed are left
   out: a label does not tell which fields.
@@ -63,7 +63,7 @@ def make_overviews(tables: Iterable[Table]) -> list[Overview]:
   presets: dict[str, dict[tuple[str, str], Row]] = {}
   for table in tables:
     for row in table.rows:
-      if _is_plain(row) and table.split == 'test':
+      if _is_plain(row) and table.split == 'test' and table.task in TASKS:
         rows, key = presets.setdefault(row.preset, {}), (row.model, table.task)
         if key not in rows or (row.comparable and not rows[key].comparable):
           rows[key] = row

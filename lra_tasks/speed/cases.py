@@ -21,7 +21,7 @@ import numpy as np
 
 from kl_flax.attention import KernelAttention, kernel_attention
 from kl_flax.kernels import kernel_info
-from kl_flax.models import AttentionFactory, make_classifier
+from kl_flax.models import AttentionFactory, make_classifier, make_model
 from kl_flax.predictor import Predictor
 from kl_flax.spectral import as_weighted
 from lra_tasks import configuration, optimizer, parallel, steps
@@ -354,7 +354,7 @@ def measure_step(setting: Setting, machine: Machine) -> Measurements:
 
 def _prepare_step(setting, fields, machine):
   parallel.check_batch_size(fields['batch_size'])
-  model = make_classifier(**configuration.model_arguments(fields))
+  model = make_model(**configuration.model_arguments(fields))
   _, adamw = optimizer.of_config(fields)
   init_state = functools.partial(steps.init_state, model, adamw, seed=fields['random_seed'])
   init = jax.jit(init_state).lower().compile()
@@ -411,9 +411,11 @@ def random_batch(fields: Mapping[str, Any]) -> dict[str, np.ndarray]:
   inputs *= np.arange(length) < lengths[..., None]
   targets = random.integers(0, spec.num_classes, size, dtype=np.int32)
   ones, zeros = np.ones(size, np.float32), np.zeros(size, np.float32)
-  return {
+  batch = {
     'inputs': inputs, 'lengths': lengths, 'targets': targets, 'weights': ones, 'truncated': zeros,
   }  # fmt: skip
+  masking = configuration.masking(fields)
+  return masking(batch, 0, slice(None), size) if masking else batch
 
 
 # Predictions.

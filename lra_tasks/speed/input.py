@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from lra_tasks import configuration, tasks
 from lra_tasks.console import show_progress
 from lra_tasks.data import pipeline
 from lra_tasks.speed.cases import Case, Measurements, Setting
 from lra_tasks.speed.timing import Quantity
-from lra_tasks.tasks import get_task
 
 _WARM_UP = 16  # Batches: more than the pipeline prepares ahead.
 
@@ -17,16 +17,19 @@ _WARM_UP = 16  # Batches: more than the pipeline prepares ahead.
 def measure_input(setting: Setting) -> Measurements:
   """Measure the batches for training that one process reads, pads and batches in a second."""
   builder, fields = setting.prepare_data(), setting.configs[0]
+  spec = tasks.get_task(fields['task'])
+  tokenizer = tasks.tokenizer_of(spec, builder)
 
   def repeat() -> dict[tuple[str, str], float]:
     start = time.perf_counter()
-    source = builder.as_data_source('train')
+    source = tasks.read(spec, builder, 'train', tokenizer, fields['max_length'])
     memory = _reset_peak_memory()
     batches = pipeline.train_batches(
       source,
       batch_size=fields['batch_size'],
       max_length=fields['max_length'],
-      num_inputs=get_task(fields['task']).num_inputs,
+      num_inputs=spec.num_inputs,
+      masking=configuration.masking(fields, tokenizer),
       seed=fields['random_seed'],
       share=pipeline.Share(),
     )

@@ -57,7 +57,7 @@ def test_description_survives_json():
 
 def test_unknown_types_are_an_error():
   with pytest.raises(
-    ValueError, match="unknown tokenizer type 'words'; known: symbols, bytes, pixels"
+    ValueError, match="unknown tokenizer type 'words'; known: symbols, bytes, pixels, wordpiece"
   ):
     tokenizer_from_dict({'type': 'words', 'symbols': [], 'dropped': []})
 

@@ -13,6 +13,7 @@ OPTIONS = {
   'decay_factor': 0.5,
   'steps_per_decay': 70,
   'steps_per_cycle': 300,
+  'num_train_steps': 400,
 }
 
 
@@ -31,6 +32,8 @@ def expected(factors, step):
       value *= math.sqrt(w) / math.sqrt(max(step, w))
     elif name == 'decay_every':
       value *= 0.5 ** (step // 70)
+    elif name == 'linear_decay':
+      value *= min(1, max(0, (400 - step) / (400 - w)))
     else:
       progress = max(0, (step - w) / 300)
       value *= max(0, (1 + math.cos(math.pi * (progress % 1))) / 2)

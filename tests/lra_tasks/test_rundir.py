@@ -107,16 +107,24 @@ def test_results_tell_draws_apart():
     'task': 't', 'dataset': 'd', 'comparable': True, 'validation_is_test': False, 'parameters': 2,
     'base_parameters': 4, 'config_id': 'c', 'versions': {},
     'sessions': [{'device': 'x', 'git_revision': r} for r in ('a', 'b', 'a')],
-    'config': {'model_type': 'm', 'preset': 'p', 'random_seed': 3},
+    'config': {
+      'task': 'mrpc', 'model_type': 'm', 'preset': 'p', 'random_seed': 3, 'learning_rate': 0.1,
+    },
   }  # fmt: skip
   sums = {
     'loss': np.array(16.0), 'accuracy': np.array(9.0), 'weight': np.array(16.0),
     'accuracy_by_draw': np.array([1.0, 2.0, 3.0, 3.0]), 'labels': np.array([12.0, 4.0]),
+    # F1 of each draw: 0, 2/3, 1 and 0.
+    'confusion_by_draw': np.array(
+      [[[1, 2], [1, 0]], [[1, 0], [1, 1]], [[2, 0], [0, 2]], [[3, 0], [1, 0]]]
+    ),
   }  # fmt: skip
   options = {'split': 'test', 'steps': 5, 'best_step': None}
   found = rundir.results(about, sums, [], eval_samples=4, **options)
   assert (found['examples'], found['accuracy'], found['loss']) == (4, 9 / 16, 1.0)
   assert found['accuracy_of_one_draw'] == 0.25
+  assert found['f1'] == pytest.approx((2 / 3 + 1) / 4)
+  assert (found['matthews'], found['learning_rate'], found['pretrained']) == (None, 0.1, None)
   assert (found['device'], found['git_revision']) == ('x', 'a, b')
   assert found['accuracy_sd_of_draws'] == pytest.approx(np.sqrt(2.75 / 3) / 4)  # Of 1, 2, 3, 3.
   sums |= {'accuracy_by_draw': np.array([9.0])}

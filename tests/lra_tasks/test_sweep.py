@@ -341,3 +341,26 @@ def test_the_sweep_itself_takes_no_device():
     'assert not xla_bridge.backends_are_initialized()'
   )
   subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=environment(), check=True)
+
+
+def test_runs_on_glue_start_with_a_run_of_their_model(tmp_path, monkeypatch):
+  monkeypatch.setattr('lra_tasks.pretrained.tokenizer_from_dict', lambda *_: None)
+  for model in ('prf', 'rks'):
+    folder = tmp_path / f'{model}_paper'
+    folder.mkdir()
+    config = {'model_type': model, 'random_seed': 3}
+    description = {'task': 'wikitext/wikitext-2', 'config': config, 'config_id': 'abc'}
+    (folder / 'config.json').write_text(json.dumps(description | {'tokenizer': None}))
+  make = lambda init_from: make_jobs(
+    ['cola', 'listops'], ['prf', 'rks'], [0], changes=['learning_rate=0.002'], configs=CONFIGS,
+    init_from=init_from,
+  )  # fmt: skip
+  first, *_, last = make(f'{tmp_path}/{{model}}_paper')
+  assert first.config == f'{CONFIGS}/glue.py:prf,cola,paper'
+  assert first.name == 'cola/prf_paper_learning_rate=0.002_seed0'
+  assert first.flags()[-1] == f'--init_from={tmp_path}/prf_paper'
+  assert first.fields()['pretrained'] == 'wikitext/wikitext-2/prf/abc/seed3'
+  assert last.init_from == f'{tmp_path}/rks_paper'
+  assert make(None)[0].fields()['pretrained'] == ''
+  with pytest.raises(FileNotFoundError, match='--init_from=.*nowhere holds no run'):
+    make('nowhere')

@@ -188,10 +188,10 @@ def test_lra_files_run_on_lra_data(shared, tsv, tmp_path):
 
 
 def test_lra_files_of_missing_models_list_those_that_exist(shared, tmp_path):
-  config = tmp_path / 'reformer_base.py'
-  config.write_text(LRA_BASE.format(model_type='reformer'))
+  config = tmp_path / 'transformer_tlb_base.py'
+  config.write_text(LRA_BASE.format(model_type='transformer_tlb'))
   output = finish(start(shared, tmp_path / 'r', '--task=listops', f'--config={config}'), 1)
-  assert "error: unknown model_type 'reformer'" in output
+  assert "error: unknown model_type 'transformer_tlb'" in output
   assert 'Traceback' not in output
   assert f'known: {", ".join(sorted(MODELS))}' in output
 

@@ -302,7 +302,7 @@ def test_configs_resolve(side):
     assert fields['preset'] == preset
     assert fields['max_length'] == side**2
   fields = configuration.resolve(load_config(task, 'transformer'))
-  base = configuration.base_model_arguments(task)
+  base = configuration.base_model_arguments({'task': task})
   ours = configuration.model_arguments(fields)
   assert base.items() <= (ours | {'pooling': fields['pooling_mode']}).items()
 

@@ -1,0 +1,93 @@
+"""Metrics of classification, from confusion matrices.
+
+A confusion matrix is int[c, c]: row i holds the examples of class i by the class that was
+predicted. It is a sum over examples, so that batches and processes add up. The names are those of
+GLUE (Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language
+Understanding", ICLR 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+
+def accuracy(confusion: np.ndarray) -> float:
+  """Return the share of examples that are predicted right, in [0, 1]; 0.0 without examples.
+
+  Args:
+    confusion: int[c, c], rows are the true classes.
+
+  Raises:
+    ValueError: if it is not square.
+
+  >>> accuracy(np.array([[3, 1], [0, 4]]))
+  0.875
+  """
+  confusion = _checked(confusion)
+  return _ratio(np.trace(confusion), confusion.sum())
+
+
+def f1(confusion: np.ndarray) -> float:
+  """Return the harmonic mean of precision and recall of class 1 of two, in [0, 1].
+
+  It is 0.0 where class 1 neither occurs nor is predicted.
+
+  Args:
+    confusion: int[2, 2], rows are the true classes.
+
+  Raises:
+    ValueError: if there are not two classes.
+
+  >>> f1(np.array([[3, 1], [1, 3]]))
+  0.75
+  """
+  confusion = _checked(confusion)
+  if len(confusion) != 2:
+    raise ValueError(f'F1 is that of class 1 of two classes, got {len(confusion)} classes')
+  (_, false_positive), (false_negative, true_positive) = confusion
+  return _ratio(2 * true_positive, 2 * true_positive + false_positive + false_negative)
+
+
+def matthews(confusion: np.ndarray) -> float:
+  """Return Matthews' correlation of true and predicted classes, in [-1, 1].
+
+  It is 0.0 where it is not defined: all examples are of one class, or are predicted as one. With
+  more than two classes it is that of Gorodkin, "Comparing two K-category assignments by a
+  K-category correlation coefficient", Computational Biology and Chemistry 2004.
+
+  Args:
+    confusion: int[c, c], rows are the true classes.
+
+  Raises:
+    ValueError: if it is not square.
+
+  >>> matthews(np.array([[4, 0], [0, 2]])), matthews(np.array([[0, 4], [0, 2]]))
+  (1.0, 0.0)
+  """
+  confusion = _checked(confusion)
+  count = confusion.sum()
+  true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+  covariance = count * np.trace(confusion) - true @ predicted
+  variances = (count**2 - true @ true) * (count**2 - predicted @ predicted)
+  return _ratio(covariance, np.sqrt(variances))
+
+
+METRICS: dict[str, Callable[[np.ndarray], float]] = {
+  'accuracy': accuracy,
+  'f1': f1,
+  'matthews': matthews,
+}
+
+
+def _checked(confusion: np.ndarray) -> np.ndarray:
+  """Return a matrix whose products of counts neither overflow nor lose more than rounding."""
+  confusion = np.asarray(confusion)
+  if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
+    raise ValueError(f'expected a confusion matrix int[c, c], got shape {confusion.shape}')
+  return confusion.astype(np.float64)
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+  return float(numerator / denominator) if denominator else 0.0

@@ -1,0 +1,135 @@
+"""GLUE, the paper's Tables 3 and 13 redrawn: models by tasks, each with its best learning rate."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from lra_tasks.reporting.results import Run, load_published
+from lra_tasks.reporting.rows import Row, Table
+
+
+class Column(NamedTuple):
+  """One metric of a task.
+
+  Attributes:
+    task: of GLUE.
+    metric: a field of `Run`.
+    header: of the column.
+    published: name in published_results.csv.
+  """
+
+  task: str
+  metric: str
+  header: str
+  published: str
+
+
+COLUMNS = (
+  Column('sst2', 'accuracy', 'sst2', 'sst2'),
+  Column('mrpc', 'accuracy', 'mrpc', 'mrpc_acc'),
+  Column('mrpc', 'f1', 'mrpc F1', 'mrpc_f1'),
+  Column('qqp', 'accuracy', 'qqp', 'qqp_acc'),
+  Column('qqp', 'f1', 'qqp F1', 'qqp_f1'),
+  Column('mnli', 'accuracy', 'mnli', 'mnli_m'),
+  Column('qnli', 'accuracy', 'qnli', 'qnli'),
+  Column('wnli', 'accuracy', 'wnli', 'wnli'),
+  Column('rte', 'accuracy', 'rte', 'rte'),
+  Column('cola', 'matthews', 'cola MCC', 'cola_mcc'),
+)
+# The paper's names in Table 13.
+_PUBLISHED_AS = {'fastfood_fixed_rks': 'fastfood_fixed', 'fastfood_s_rks': 'fastfood_s'}
+
+
+class Score(NamedTuple):
+  """A cell.
+
+  Attributes:
+    value: mean over the seeds, on the development set, in [0, 1] (MCC in [-1, 1]).
+    sd: sample standard deviation; None of a single seed.
+    learning_rate: the best of those that were tried.
+    published: the paper's figure, if there is one.
+    comparable: whether both are about the same data.
+  """
+
+  value: float
+  sd: float | None
+  learning_rate: float | None
+  published: float | None
+  comparable: bool
+
+
+class Overview(NamedTuple):
+  """All models on all tasks of GLUE.
+
+  Attributes:
+    columns: those with a figure of ours.
+    models: (model, what it was pre-trained on, '' for nothing).
+    scores: (model, pre-training, column) -> cell.
+    missing: tasks of the paper that were not run.
+  """
+
+  columns: tuple[Column, ...]
+  models: tuple[tuple[str, str], ...]
+  scores: dict[tuple[str, str, Column], Score]
+  missing: tuple[str, ...]
+
+
+def make_overview(tables: Iterable[Table], order: tuple[str, ...]) -> Overview | None:
+  """Return the overview, None without runs on GLUE.
+
+  Of the runs that differ in their learning rate, those with the best mean on the development set
+  are shown, as the paper does.
+
+  Args:
+    tables: of the report.
+    order: models in the order of rows; others follow.
+  """
+  names = {column.task for column in COLUMNS}
+  found: dict[tuple[str, str, str], list[Row]] = {}
+  for table in tables:
+    for row in table.rows if table.task in names and table.split == 'test' else ():
+      if row.kind == 'run' and row.runs[0].preset in ('paper', 'paper*'):
+        key = (row.model, _corpus(row.runs[0]), table.task)
+        found.setdefault(key, []).append(row)
+  if not found:
+    return None
+  scores = {
+    (model, corpus, column): _score(rows, column)
+    for (model, corpus, task), rows in found.items()
+    for column in COLUMNS
+    if column.task == task
+  }
+  place = lambda model: order.index(model) if model in order else len(order)
+  models = sorted({key[:2] for key in found}, key=lambda key: (place(key[0]), key))
+  columns = tuple(c for c in COLUMNS if any(key[2] is c for key in scores))
+  tried = {task for _, _, task in found}
+  missing = tuple(dict.fromkeys(c.task for c in COLUMNS if c.task not in tried))
+  return Overview(columns, tuple(models), scores, missing)
+
+
+def _corpus(run: Run) -> str:
+  """Return what a run was pre-trained on: the data set, or the task."""
+  parts = (run.pretrained or '').split('/')
+  return '/'.join(parts[:-3])
+
+
+def _score(rows: list[Row], column: Column) -> Score:
+  primary = next(c for c in reversed(COLUMNS) if c.task == column.task)
+  mean = lambda row, metric: statistics.fmean(getattr(run, metric) or 0.0 for run in row.runs)
+  best = max(rows, key=lambda row: mean(row, primary.metric))
+  values = [getattr(run, column.metric) or 0.0 for run in best.runs]
+  name = _PUBLISHED_AS.get(best.model, best.model)
+  published = [
+    figure.value
+    for figure in load_published('score')
+    if (figure.model, figure.task) == (name, f'glue/{column.published}')
+  ]
+  return Score(
+    statistics.fmean(values),
+    statistics.stdev(values) if len(values) > 1 else None,
+    best.runs[0].learning_rate,
+    published[0] if published else None,
+    bool(best.comparable),
+  )

@@ -1,0 +1,80 @@
+"""Tests of the tables on GLUE: which runs are shown, beside what."""
+
+import re
+
+from report_helpers import make_report, make_run
+
+from lra_tasks.reporting import glue, text
+from lra_tasks.reporting.summary import PAPER_MODELS
+
+START = 'wikitext/wikitext-2/gmm_prf/0123456789ab/seed0'
+
+
+def run_of(task, model='gmm_prf', rate=1e-4, **changes):
+  values = {
+    'task': task, 'dataset': f'glue/{task}', 'model': model, 'preset': 'paper*',
+    'path': f'{changes}',
+    'learning_rate': rate, 'config_id': f'{model}{rate}', 'pretrained': START,
+    'validation_is_test': True, 'f1': None, 'matthews': None, **changes,
+  }  # fmt: skip
+  return make_run(values.pop('path'), **values)
+
+
+def overview(*runs):
+  return glue.make_overview(make_report(*runs).tables, PAPER_MODELS)
+
+
+def test_the_learning_rate_is_the_best_by_the_metric_of_the_task():
+  runs = [
+    # CoLA's is Matthews' correlation: the rate with the best accuracy is not shown.
+    run_of('cola', rate=1e-4, accuracy=0.69, matthews=0.0),
+    run_of('cola', rate=5e-4, accuracy=0.66, matthews=0.12, seed=0),
+    run_of('cola', rate=5e-4, accuracy=0.68, matthews=0.16, seed=1),
+    run_of('sst2', rate=2e-5, accuracy=0.70),
+    run_of('sst2', rate=2e-3, accuracy=0.60),
+  ]
+  found = overview(*runs)
+  assert found.models == (('gmm_prf', 'wikitext/wikitext-2'),)
+  assert [column.header for column in found.columns] == ['sst2', 'cola MCC']
+  assert found.missing == ('mrpc', 'qqp', 'mnli', 'qnli', 'wnli', 'rte')
+  sst2, cola = (found.scores['gmm_prf', 'wikitext/wikitext-2', c] for c in found.columns)
+  assert (sst2.value, sst2.sd, sst2.learning_rate) == (0.70, None, 2e-5)
+  assert abs(cola.value - 0.14) < 1e-9
+  assert abs(cola.sd - 0.04 / 2**0.5) < 1e-9
+  assert cola.learning_rate == 5e-4
+
+
+def test_metrics_of_one_task_are_those_of_the_same_runs():
+  """MRPC's learning rate is that of its F1."""
+  found = overview(
+    run_of('mrpc', rate=1e-4, accuracy=0.70, f1=0.79),
+    run_of('mrpc', rate=5e-4, accuracy=0.69, f1=0.81),
+  )
+  values = [found.scores['gmm_prf', 'wikitext/wikitext-2', c].value for c in found.columns]
+  assert values == [0.69, 0.81]
+
+
+def test_published_figures_and_rows_from_scratch():
+  # Table 3: gmm_rks 0.8 on SST-2. Table 13: FastFood with nothing learned 0.814.
+  built = make_report(
+    run_of('sst2', model='gmm_rks', accuracy=0.81),
+    run_of('sst2', model='fastfood_fixed_rks', accuracy=0.8, pretrained=None),
+    run_of('sst2', model='linformer', accuracy=0.5, comparable=False),
+  )
+  lines = text.render_table(built).splitlines()
+  rows = [' '.join(line.split()) for line in lines[: lines.index('') + 6]]
+  assert rows[0] == 'GLUE'
+  assert rows[4:7] == [
+    'gmm_rks wikitext/wikitext-2 0.81 (0.80)',
+    'fastfood_fixed_rks nothing 0.80 (0.81)',
+    'linformer wikitext/wikitext-2 0.50',
+  ]
+  notes = ' '.join(' '.join(lines).split())
+  assert 'learning rates that were run, the best on the development set' in notes
+  assert re.search(r'0\.0001 sst2 \(gmm_rks, fastfood_fixed_rks, linformer\)\.', notes)
+  assert 'Not run: mrpc, qqp, mnli, qnli, wnli, rte, cola.' in notes
+
+
+def test_other_runs_are_not_of_glue():
+  assert overview(make_run()) is None
+  assert overview(run_of('cola', preset='tiny')) is None

@@ -1,0 +1,112 @@
+"""Tests of starting from another run's encoder, and of pre-training on any task."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from run_helpers import run_here
+
+from kl_flax import Predictor, checkpoints
+from kl_flax.models import make_classifier
+from lra_tasks.pretrained import Pretrained
+
+SMALL = {'emb_dim': 16, 'mlp_dim': 16, 'num_train_steps': 10, 'eval_frequency': 10}
+FIELDS = SMALL | {'checkpoint_freq': 10, 'batch_size': 64}
+
+
+@pytest.fixture(scope='module')
+def pretrained(shared):
+  """A run that has learned to predict masked symbols of ListOps."""
+  directory = shared / 'masked'
+  code = run_here(
+    shared, directory, argument='linear_transformer,tiny', objective='masked', **FIELDS
+  )
+  assert code == 0
+  return directory
+
+
+def read(directory, name):
+  return json.loads((directory / name).read_text())
+
+
+def test_symbols_of_listops_are_predicted(pretrained):
+  config, found = read(pretrained, 'config.json'), read(pretrained, 'results.json')
+  assert config['task'] == found['task'] == 'listops/masked'
+  # Of at most 64 positions; the mask is one id more than ListOps has.
+  assert (config['model']['num_predictions'], config['model']['vocab_size']) == (10, 17)
+  # Two in fifteen at least: the ids are 1 to 15.
+  record = json.loads((pretrained / 'metrics.jsonl').read_text())
+  assert 1 < record['eval_loss'] < 6
+  assert 0 < found['accuracy'] < 1
+  assert found['examples'] > 64 * 2  # Predictions, not sequences.
+  with pytest.raises(ValueError, match=r'predicts masked tokens; fine-tune it, with --init_from'):
+    Predictor.restore(str(pretrained))
+
+
+def test_a_run_starts_with_the_encoder_of_another(shared, tmp_path, pretrained):
+  # Without training, the encoder is what it was given.
+  frozen = FIELDS | {'learning_rate': 1e-30}
+  argument = 'linear_transformer,tiny'
+  run_here(shared, tmp_path / 'a', argument=argument, init_from=str(pretrained), **frozen)
+  _, before = checkpoints.restore(str(pretrained))
+  _, after = checkpoints.restore(str(tmp_path / 'a'))
+  given, taken = (state['params']['encoder'] for state in (before, after))
+  assert given['embedding']['table'].shape == (17, 16)
+  given['embedding']['table'] = given['embedding']['table'][:16]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), given, taken)
+  label = read(tmp_path / 'a', 'config.json')['config']['pretrained']
+  assert label == Pretrained(str(pretrained)).label
+  assert label.startswith('listops/masked/linear_transformer/')
+  # It is another experiment than one from scratch, and cannot go on as such.
+  with pytest.raises(ValueError, match=r'config\.pretrained'):
+    run_here(shared, tmp_path / 'a', argument=argument, **frozen)
+
+
+def parameters(model_type='linear_transformer', **sizes):
+  """Parameters, all zero, of a classifier like the pre-trained one, or another."""
+  sizes = {
+    'num_classes': 10, 'vocab_size': 16, 'emb_dim': 16, 'num_heads': 2, 'num_layers': 1,
+    'qkv_dim': 32, 'mlp_dim': 16, 'max_length': 64, **sizes,
+  }  # fmt: skip
+  model = make_classifier(model_type, **sizes)
+  rngs = {'params': jax.random.key(0), 'spectral': jax.random.key(0)}
+  shapes = jax.eval_shape(model.init, rngs, jnp.zeros((1, 8), jnp.int32))['params']
+  return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'emb_dim': 8}, r'its block_0/attention/out/kernel is \(2, 16, 16\), here it is \(2, 16, 8\)'),
+    ({'vocab_size': 15}, r'its embedding/table is \(17, 16\), here it is \(15, 16\)'),
+    ({'num_layers': 2}, r'it has no parameter block_1/attention/out/kernel'),
+    ({'model_type': 'gmm_prf'}, 'it has no parameter block_0/attention/KernelAttention_0/sampler'),
+    ({'pooling': 'MEAN'}, 'its parameter cls has no place here'),
+  ],
+)
+def test_encoders_that_do_not_fit(pretrained, changes, message):
+  with pytest.raises(
+    ValueError, match=f'--init_from=.* does not fit: {message}.*those of that run'
+  ):
+    Pretrained(str(pretrained)).start(parameters(**changes))
+
+
+def test_an_encoder_that_fits(pretrained):
+  _, state = checkpoints.restore(str(pretrained))
+  for vocab_size in (16, 17, 18):  # Without a mask, with it, and with one more id.
+    params = Pretrained(str(pretrained)).start(parameters(vocab_size=vocab_size))
+    table = state['params']['encoder']['embedding']['table']
+    expected = np.concatenate([table, np.zeros((1, 16), np.float32)])[:vocab_size]
+    np.testing.assert_array_equal(params['encoder']['embedding']['table'], expected)
+    assert not np.any(params['logits']['kernel'])
+
+
+def test_runs_that_are_none(pretrained, tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'--init_from=.*nowhere holds no run'):
+    Pretrained(str(tmp_path / 'nowhere'))
+  shutil.copytree(pretrained, tmp_path / 'd', ignore=shutil.ignore_patterns('checkpoints'))
+  with pytest.raises(FileNotFoundError, match='holds no checkpoint yet'):
+    Pretrained(str(tmp_path / 'd')).start(parameters())

@@ -1,0 +1,23 @@
+"""The code in the documentation runs, block after block of a page."""
+
+import pathlib
+import re
+
+import pytest
+
+from kl_flax.models import MODELS
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [path for path in sorted(ROOT.glob('docs/*.md')) if '```python' in path.read_text()]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+def test_the_code_of_a_page_runs(page):
+  before = dict(MODELS)  # What a page adds ends with its test.
+  try:
+    namespace = {}
+    for block in re.findall(r'```python\n(.*?)```', page.read_text(encoding='utf-8'), re.S):
+      exec(compile(block, str(page), 'exec'), namespace)
+  finally:
+    MODELS.clear()
+    MODELS.update(before)
