@@ -20,7 +20,7 @@ import numpy as np
 from kl_flax.checkpoints import restore
 from kl_flax.heads import Classifier, DualClassifier
 from kl_flax.models import AttentionFactory, get_row, make_classifier
-from kl_flax.tokenizers import Tokenizer, tokenizer_from_dict
+from kl_flax.tokenizers import Tokenizer, WordPieceTokenizer, tokenizer_from_dict
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,10 @@ class Predictor:
     self.model, self.params, self.tokenizer = model, params, tokenizer
     self.stochastic = stochastic
     self.spectral_key = spectral_key
+    make = model.encoder.make_attention
+    known = get_row(make.model_type) if isinstance(make, AttentionFactory) else None
+    ignored = known is None or known.ignores_padding
+    self._ignores_padding = ignored and model.pooling != 'FLATTEN'
     self._predict = jax.jit(self._probabilities)
     self._draw = jax.jit(self._logits_of_draws)
 
@@ -247,6 +251,8 @@ class Predictor:
       'platforms': platforms,
       'tokenizer': self.tokenizer.to_dict(),
     }
+    if isinstance(self.tokenizer, WordPieceTokenizer):
+      about['tokenizer']['definition'] = json.loads(self.tokenizer.definition)
     with open(path, 'wb') as file:
       file.write(exported.serialize())
     with open(f'{os.fspath(path)}.json', 'w') as file:
@@ -273,6 +279,12 @@ class Predictor:
     longest = self.model.encoder.max_length
     if cut := sum(any(len(ids) > longest for ids in parts) for parts in tokens):
       logger.warning('%d of %d inputs were cut at max_length=%d.', cut, len(inputs), longest)
+    if isinstance(self.tokenizer, WordPieceTokenizer) and not encoded:
+      # Of two sentences the longer one is cut, as in training.
+      return [
+        parts if len(parts[0]) <= longest else [self.tokenizer.encode(raw, longest)]
+        for raw, parts in zip(inputs, tokens, strict=True)
+      ]
     return [[ids[:longest] for ids in parts] for parts in tokens]
 
   def _batches(
@@ -328,7 +340,7 @@ class Predictor:
 
   def _bucket(self, length: int) -> int:
     longest = self.model.encoder.max_length
-    if self.model.pooling == 'FLATTEN':
+    if not self._ignores_padding:
       return longest
     return min(longest, max(_SHORTEST_BUCKET, 1 << max(length - 1, 0).bit_length()))
 

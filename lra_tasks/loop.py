@@ -169,7 +169,8 @@ def _settle(pending: collections.deque[tuple[int, Any]], keep: int) -> tuple[int
   latest = None
   while len(pending) > keep:
     step, sums = latest = pending.popleft()
-    loss = float(parallel.to_host(sums['loss']) / parallel.to_host(sums['weight']))
+    weight = max(float(parallel.to_host(sums['weight'])), 1.0)  # There may be nothing to predict.
+    loss = float(parallel.to_host(sums['loss'])) / weight
     if not np.isfinite(loss):
       raise _non_finite(f'loss is {loss}', step)
   return latest

@@ -179,7 +179,8 @@ def train_step(
   grads, sums = jax.grad(loss_fn, has_aux=True)(state.params)
   # Divided by the weight afterwards: the devices wait for each other once in a step.
   grads, sums = jax.lax.psum((grads, sums), AXIS)
-  grads = jax.tree.map(lambda grad: grad / sums['weight'], grads)
+  total = jnp.maximum(sums['weight'], 1)  # Of ids to predict there may be none.
+  grads = jax.tree.map(lambda grad: grad / total, grads)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   state = state.replace(
     step=state.step + 1,

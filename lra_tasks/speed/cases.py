@@ -38,7 +38,7 @@ from lra_tasks.speed.timing import (
   time_calls,
   time_loop,
 )
-from lra_tasks.tasks import get_task
+from lra_tasks.tasks import TrainedVocabulary, get_task
 
 
 class Case(NamedTuple):
@@ -409,7 +409,7 @@ def random_batch(fields: Mapping[str, Any]) -> dict[str, np.ndarray]:
   lengths = random.integers(math.ceil(length / 4), length, lead, endpoint=True, dtype=np.int32)
   inputs = random.choice(ids, (*lead, length), p=weights / weights.sum()).astype(np.int32)
   inputs *= np.arange(length) < lengths[..., None]
-  targets = random.integers(0, spec.num_classes, size, dtype=np.int32)
+  targets = random.integers(0, max(spec.num_classes, 1), size, dtype=np.int32)
   ones, zeros = np.ones(size, np.float32), np.zeros(size, np.float32)
   batch = {
     'inputs': inputs, 'lengths': lengths, 'targets': targets, 'weights': ones, 'truncated': zeros,
@@ -431,6 +431,8 @@ def measure_inference(setting: Setting, machine: Machine) -> Measurements:
 
 
 def _measure_inference(setting, fields):
+  if fields['objective'] == 'masked':
+    raise ValueError("--what=inference is about classifiers, and the config's objective is masked")
   model = make_classifier(**configuration.model_arguments(fields))
   key = jax.random.key(0)
   params = jax.jit(functools.partial(steps.init_params, model))(key, key)
@@ -438,12 +440,16 @@ def _measure_inference(setting, fields):
   predictor = Predictor(model, params, spec.tokenizer, key)
   shape = (size, spec.num_inputs, fields['max_length'])
   ids = np.random.default_rng(0).integers(1, spec.tokenizer.vocab_size, shape)
-  documents = [tuple(map(spec.tokenizer.decode, parts)) for parts in ids]
+  # Where the vocabulary comes with the data, there is nothing to tokenise by.
+  encoded = isinstance(spec.tokenizer, TrainedVocabulary)
+  decode = np.asarray if encoded else spec.tokenizer.decode
+  documents = [tuple(map(decode, parts)) for parts in ids]
   documents = [parts[0] if spec.num_inputs == 1 else parts for parts in documents]
+  predict = functools.partial(predictor.predict, documents, encoded=encoded)
   start = time.perf_counter()
-  predictor.predict(documents)
+  predict()
   first = time.perf_counter() - start
-  latencies = _latencies(lambda: predictor.predict(documents), setting)
+  latencies = _latencies(predict, setting)
   return [
     Quantity('documents', '1/s', tuple(size / value for value in latencies)),
     *_single('latency, p50', 'ms', 1e3 * float(np.percentile(latencies, 50))),

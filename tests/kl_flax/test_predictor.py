@@ -10,7 +10,12 @@ import pytest
 
 from kl_flax.models import make_classifier
 from kl_flax.predictor import Predictor, _count
-from kl_flax.tokenizers import ByteTokenizer, PixelTokenizer
+from kl_flax.tokenizers import (
+  ByteTokenizer,
+  PixelTokenizer,
+  WordPieceTokenizer,
+  train_wordpiece,
+)
 
 SIZES = {
   'num_classes': 3, 'emb_dim': 8, 'num_heads': 2, 'num_layers': 1, 'qkv_dim': 8, 'mlp_dim': 8,
@@ -70,6 +75,33 @@ def test_images():
   assert np.all(np.isfinite(black.probabilities))
   with pytest.raises(ValueError, match='input 0: expected a grey image of 16 pixels'):
     predictor.predict(images[0])
+
+
+def test_of_two_sentences_the_longer_one_is_cut(caplog, tmp_path):
+  words = [f'{a}{b}' for a in 'abcdefgh' for b in 'klmnop']
+  tokenizer = train_wordpiece([' '.join(words)] * 3, 300)
+  predictor = make(tokenizer, 16, 'transformer', separator=tokenizer.separator)
+  long, short = ' '.join(words[:30]), ' '.join(words[30:34])
+  tokens = predictor.encode([(long, short), short, (short, long)])
+  assert '2 of 3 inputs were cut at max_length=16.' in caplog.text
+  for (ids,), text in zip(tokens, [(long, short), short, (short, long)], strict=True):
+    np.testing.assert_array_equal(ids, tokenizer.encode(text, 16))
+  assert [len(ids) for (ids,) in tokens] == [16, 5, 16]
+  assert [int(np.sum(ids == tokenizer.separator)) for (ids,) in tokens] == [2, 1, 2]
+  # Ids are what they are.
+  (ids,) = predictor.encode([np.arange(3, 40)], encoded=True)[0]
+  np.testing.assert_array_equal(ids, np.arange(3, 19))
+  predictor.export(tmp_path / 'model.jax')
+  about = json.loads((tmp_path / 'model.jax.json').read_text())
+  assert WordPieceTokenizer(json.dumps(about['tokenizer']['definition'])).encode(short).size == 5
+
+
+def test_lengths_that_matter_are_those_of_training():
+  """Big Bird's random blocks depend on how far a sequence is padded."""
+  options = {'attention': {'block_size': 2, 'num_rand_blocks': 1, 'num_global_blocks': 1}}
+  predictor = make(ByteTokenizer(), 100, 'bigbird', **options)
+  assert predictor._bucket(3) == predictor._bucket(70) == 100
+  assert make(ByteTokenizer(), 100, 'transformer')._bucket(3) < 100
 
 
 # Votes.

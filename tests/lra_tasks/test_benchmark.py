@@ -9,7 +9,7 @@ from absl import flags
 from run_helpers import ROOT
 
 from kl_flax.kernels import KernelInfo
-from lra_tasks import benchmark
+from lra_tasks import benchmark, configuration
 from lra_tasks.benchmark import render, render_cases
 from lra_tasks.speed import cases as speed
 from lra_tasks.speed import input as speed_input
@@ -137,6 +137,22 @@ def test_training_steps_are_measured(capsys, tmp_path):
     floor = max(found['step, memory traffic']['median'], 1e3 * found['step, operations']['median'])
     assert found['step, floor']['median'] == pytest.approx(1e3 * floor)
   assert f'training steps of text, {jax.device_count()} x cpu' in out
+
+
+def test_batches_to_predict_masked_ids_from():
+  fields = {'objective': 'masked', 'max_length': 40, 'batch_size': 3, 'mask_rate': 0.2}
+  for task, vocab_size in (('wikitext', 30_522), ('listops', 16)):
+    config = {'task': task, 'random_seed': 0} | fields
+    batch = speed.random_batch(configuration.DEFAULTS | config)
+    assert batch['positions'].shape == batch['weights'].shape == (3, 8)
+    assert np.sum(batch['inputs'] == vocab_size) > 0
+
+
+def test_models_without_labels_predict_none(capsys):
+  arguments = ['--what=inference', '--config=configs/wikitext.py:linear_transformer,tiny', *SHORT]
+  code, _, err = run(capsys, *arguments)
+  assert code == 1
+  assert "is about classifiers, and the config's objective is masked" in err
 
 
 def test_predictions_are_measured(capsys, tmp_path):
