@@ -68,9 +68,14 @@ class AttentionRow:
     """Names and defaults of the mechanism's options."""
     return {name: p.default for name, p in self._arguments().items() if name != _NUM_POSITIONS}
 
+  @property
+  def depends_on_positions(self) -> bool:
+    """Return whether the largest length makes a difference."""
+    return _NUM_POSITIONS in self._arguments()
+
   def __call__(self, num_positions: int, **options: Any) -> nn.Module:
     """Return the mechanism."""
-    if _NUM_POSITIONS in self._arguments():
+    if self.depends_on_positions:
       options[_NUM_POSITIONS] = num_positions
     return self.make(**options)
 

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kl_flax.checkpoints import restore
-from kl_flax.heads import Classifier, DualClassifier
-from kl_flax.models import AttentionFactory, get_row, make_classifier
+from kl_flax.heads import Classifier, DualClassifier, MaskedLanguageModel
+from kl_flax.models import AttentionFactory, get_row, make_model
 from kl_flax.tokenizers import Tokenizer, WordPieceTokenizer, tokenizer_from_dict
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,8 @@ class Predictor:
     spectral_key: PRNG key of the frequencies; draw i is made with `fold_in(spectral_key, i)`, and
       `predict` takes draw 0.
     stochastic: whether the model draws anything in prediction.
+    num_texts: of an input that becomes one sequence of word pieces: 1, or 2 for pairs of sentences;
+      None does not check it.
   """
 
   def __init__(
@@ -103,9 +105,10 @@ class Predictor:
     spectral_key: jax.Array,
     *,
     stochastic: bool = True,
+    num_texts: int | None = None,
   ) -> None:
     self.model, self.params, self.tokenizer = model, params, tokenizer
-    self.stochastic = stochastic
+    self.stochastic, self.num_texts = stochastic, num_texts
     self.spectral_key = spectral_key
     make = model.encoder.make_attention
     known = get_row(make.model_type) if isinstance(make, AttentionFactory) else None
@@ -129,11 +132,11 @@ class Predictor:
     path = os.path.join(model_dir, 'config.json')
     if not os.path.exists(path):
       raise FileNotFoundError(f'{model_dir} holds no trained model: it has no config.json')
-    model, tokenizer, stochastic = _describe(path)
+    model, tokenizer, more = _describe(path)
     _, state = restore(model_dir, step)
     key = jax.random.wrap_key_data(jnp.asarray(state['keys']['evaluation']))
     params = jax.device_put(state['params'])
-    return cls(model, params, tokenizer, key, stochastic=stochastic)
+    return cls(model, params, tokenizer, key, **more)
 
   def predict(self, inputs: str | bytes | Iterable[Any], *, encoded: bool = False) -> Prediction:
     """Return labels and probabilities, in the order of the inputs.
@@ -311,11 +314,17 @@ class Predictor:
       parts = raw if isinstance(raw, (tuple, list)) else ()
       if len(parts) != 2:
         raise ValueError(f'input {index}: expected a pair (first, second), got {raw!r:.80}')
+    texts = 2 if isinstance(raw, tuple) else 1
+    if self.num_texts is not None and not encoded and texts != self.num_texts:
+      kind = 'a pair of texts (first, second)' if self.num_texts == 2 else 'one text'
+      raise ValueError(f'input {index}: expected {kind}, got {raw!r:.80}')
     try:
       tokens = [self._check_ids(part) if encoded else self.tokenizer.encode(part) for part in parts]
     except (TypeError, ValueError) as error:
       raise type(error)(f'input {index}: {error}') from None
-    if not all(map(len, tokens)):
+    # Separators are no tokens of a text.
+    separator = self.model.encoder.separator
+    if not all(np.any(ids != separator) if separator else len(ids) for ids in tokens):
       raise ValueError(f'input {index}: no tokens in {raw!r:.80}')
     return tokens
 
@@ -359,19 +368,24 @@ class Predictor:
     return jax.lax.map(function, draws, batch_size=min(chunk, len(draws)))
 
 
-def _describe(path: str) -> tuple[Classifier | DualClassifier, Tokenizer, bool]:
-  """Return model, tokenizer, and whether the model draws, as config.json tells."""
+def _describe(path: str) -> tuple[Classifier | DualClassifier, Tokenizer, dict[str, Any]]:
+  """Return model, tokenizer, and further arguments of the predictor, as config.json tells."""
   try:
     with open(path) as file:
       description = json.load(file)
     options = description['model']
-    if 'num_predictions' in options:
-      raise ValueError('it predicts masked tokens; fine-tune it, with --init_from')
     tokenizer = tokenizer_from_dict(description['tokenizer'], os.path.dirname(path))
     stochastic = get_row(options['model_type']).is_stochastic(options['attention'])
-    return make_classifier(**options), tokenizer, stochastic
+    more = {'stochastic': stochastic, 'num_texts': description.get('num_texts')}
+    model = make_model(**options)
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f'{path} describes no model that this version knows: {error}') from error
+  if isinstance(model, MaskedLanguageModel):
+    raise ValueError(
+      f'{path} is of a run that predicts masked tokens, not labels: start a run on a task with its '
+      'encoder, by --init_from'
+    )
+  return model, tokenizer, more
 
 
 def _count(logits: np.ndarray) -> Vote:

@@ -157,6 +157,10 @@ REPETITION = (
 )  # fmt: skip
 
 
+# ... in these, trials of one experiment with different learning rates.
+OF_RATES = ('learning_rate', 'preset')
+
+
 def parse_argument(argument: str, presets: Iterable[str] = PRESETS) -> tuple[str, str]:
   """Return model and preset of a config argument 'MODEL[,PRESET]'.
 
@@ -460,7 +464,10 @@ def model_arguments(
     'dtype': fields['dtype'],
     **{name: fields[name] for name in ENCODER_FIELDS},
   }
-  if fields['objective'] == 'classify':
+  if fields['objective'] == 'masked':
+    # The encoder must be that of the classifier which starts with it.
+    arguments |= {} if fields['pooling_mode'] == 'CLS' else {'use_cls': False}
+  else:
     arguments['pooling'] = fields['pooling_mode']
     for name in ('interaction', 'hidden_dim', 'activation'):
       if fields[name] != DEFAULTS[name]:
@@ -490,7 +497,9 @@ def base_model_arguments(
   head = {'pooling': base.pop('pooling_mode', 'CLS')}
   head |= {name: base.pop(name) for name in ('hidden_dim', 'activation') if name in base}
   arguments = _task_arguments(fields, num_classes, tokenizer) | {'model_type': 'transformer'} | base
-  return arguments | (head if fields['objective'] == 'classify' else {})
+  if fields['objective'] == 'classify':
+    return arguments | head
+  return arguments | ({} if head['pooling'] == 'CLS' else {'use_cls': False})
 
 
 def masking(
@@ -581,9 +590,14 @@ def essential(part: Mapping[str, Any], besides: Iterable[str] = ()) -> dict[str,
   return rest
 
 
-def config_id(fields: Mapping[str, Any]) -> str:
-  """Return a digest that is equal for repetitions of one experiment: all but REPETITION."""
-  rest = essential(fields, REPETITION)
+def config_id(fields: Mapping[str, Any], besides: Iterable[str] = ()) -> str:
+  """Return a digest that is equal for repetitions of one experiment: all but REPETITION.
+
+  Args:
+    fields: of a resolved config.
+    besides: further fields in which they may differ.
+  """
+  rest = essential(fields, (*REPETITION, *besides))
   return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -644,6 +658,10 @@ def _check_values(fields: Mapping[str, Any]) -> None:
   for name in ('dropout_rate', 'attention_dropout_rate'):
     if not 0 <= fields[name] < 1:
       raise ValueError(f'{name} must lie in [0, 1), got {fields[name]!r}')
+  if fields['pretrained']:
+    raise ValueError(
+      f'pretrained={fields["pretrained"]!r} is what --init_from notes down: name the run by that'
+    )
   if fields['objective'] not in OBJECTIVES:
     raise ValueError(unknown_name('objective', str(fields['objective']), OBJECTIVES))
   if fields['objective'] == 'classify' and not get_task(fields['task']).num_classes:

@@ -41,8 +41,9 @@ import optax
 from absl import app, flags
 
 from kl_flax import Predictor
-from kl_flax.heads import Classifier
+from kl_flax.heads import ACTIVATIONS, Classifier
 from kl_flax.models import MODELS, make_classifier
+from kl_flax.tokenizers import tokenizer_from_dict
 from lra_tasks import rundir, steps, tasks
 from lra_tasks.console import define_integers, set_up_logging, show_progress, three_digits
 from lra_tasks.data import pipeline
@@ -98,12 +99,12 @@ def hidden_gradients(
     keys: PRNG keys, [d], one for each draw of the frequencies.
 
   Returns:
-    float32[d, b, n], taken before the ReLU.
+    float32[d, b, n], taken before the activation.
   """
   head = nn.Dense(model.num_classes)
 
   def loss(hidden):
-    logits = head.apply({'params': params['logits']}, nn.relu(hidden))
+    logits = head.apply({'params': params['logits']}, ACTIVATIONS[model.activation](hidden))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['targets'])
     return jnp.sum(losses)  # Examples have neurons of their own.
 
@@ -169,6 +170,8 @@ def read_run(
   fields = description['config']
   if tasks.get_task(fields['task']).num_inputs != 1:
     raise ValueError(f'{run} is of pairs; gradients are taken of classifiers of one sequence')
+  if 'num_predictions' in description['model']:
+    raise ValueError(f'{run} predicts masked ids; gradients are taken of classifiers')
   accuracies = {r['step']: r['eval_accuracy'] for r in read_records(f'{run}/metrics.jsonl')}
   reached = {percent: first_to_reach(accuracies, percent) for percent in percents}
   reached = {percent: step for percent, step in reached.items() if step is not None}
@@ -208,7 +211,11 @@ def _first_examples(
     data_dir=data_dir,
     otherwise=lambda stored, found: f'{run} was trained on {stored}, --data_dir has {found}',
   )
-  split = builder.as_data_source('validation')
+  spec, tokenizer = (
+    tasks.get_task(fields['task']),
+    tokenizer_from_dict(description['tokenizer'], run),
+  )
+  split = tasks.read(spec, builder, 'validation', tokenizer, fields['max_length'])
   if len(split) < examples:
     raise ValueError(f'{run}: --examples={examples}, but there are only {len(split)}')
   return pipeline.collate(split, range(examples), fields['max_length'])

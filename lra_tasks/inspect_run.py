@@ -37,6 +37,7 @@ from lra_tasks import inspect_figures, parallel, plotting, rundir, steps, tasks
 from lra_tasks.console import set_up_logging
 from lra_tasks.data import pipeline
 from lra_tasks.files import read_json
+from lra_tasks.pretrained import Pretrained
 
 SHOWN = ('eigenvalues', 'kernel', 'spectrum', 'attention', 'error')
 # What is left to see where frequencies are drawn, but nothing is learned; and where there are none.
@@ -91,11 +92,17 @@ def initial_params(description: Mapping[str, Any]) -> Any:
 
   Args:
     description: contents of its config.json.
+
+  Raises:
+    FileNotFoundError: if it began with the encoder of a run that is no longer there.
   """
   model = make_classifier(**description['model'])
   # The optimiser has no part in the parameters.
   init = jax.jit(functools.partial(steps.init_state, model, optax.identity()))
-  return init(seed=np.uint32(description['config']['random_seed'])).params
+  params = init(seed=np.uint32(description['config']['random_seed'])).params
+  if origin := description.get('init_from'):
+    params = Pretrained(origin).start(params, model.encoder.max_length)
+  return params
 
 
 def check_shown(model_type: str, model: Any, params: Any, shown: Sequence[str]) -> None:

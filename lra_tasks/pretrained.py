@@ -11,47 +11,65 @@ import jax.numpy as jnp
 import numpy as np
 
 from kl_flax import checkpoints
+from kl_flax.models import get_row
 from kl_flax.tokenizers import Tokenizer, tokenizer_from_dict
 from lra_tasks.files import read_json
 
 
 class Pretrained:
-  """A run whose encoder another one starts with.
+  """A finished run whose encoder another one starts with, at its best step.
 
   Args:
     model_dir: the run's directory.
 
   Raises:
-    FileNotFoundError: if it holds no run.
+    FileNotFoundError: if it holds no run, or one that is not finished.
     ValueError: if its tokenizer cannot be read.
   """
 
   def __init__(self, model_dir: str) -> None:
-    self.model_dir = model_dir
-    path = os.path.join(model_dir, 'config.json')
-    description = read_json(path)
-    if description is None:
-      raise FileNotFoundError(f'--init_from={model_dir} holds no run: it has no config.json')
-    self._description = description
-    self.tokenizer: Tokenizer = tokenizer_from_dict(description['tokenizer'], model_dir)
+    self.model_dir = os.path.abspath(model_dir)
+    self._description = self._read('config.json', 'holds no run')
+    # Later, its best step might be another one.
+    self._results = self._read('results.json', 'holds a run that is not finished: let it run on')
+    self.tokenizer: Tokenizer = tokenizer_from_dict(self._description['tokenizer'], model_dir)
+
+  def _read(self, name: str, otherwise: str) -> dict[str, Any]:
+    found = read_json(os.path.join(self.model_dir, name))
+    if found is None:
+      raise FileNotFoundError(f'--init_from={self.model_dir} {otherwise} (there is no {name})')
+    return found
 
   @property
   def label(self) -> str:
-    """What tells apart runs that start from different ones: task, model and config."""
+    """What tells apart runs that start from different ones: task, model, config, seed, step."""
     described = self._description
     model, seed = described['config']['model_type'], described['config']['random_seed']
-    return f'{described["task"]}/{model}/{described["config_id"]}/seed{seed}'
+    step = self._results['best_step'] or self._results['steps']
+    return f'{described["task"]}/{model}/{described["config_id"]}/seed{seed}/step{step}'
 
-  def start(self, params: Mapping[str, Any]) -> dict[str, Any]:
+  def start(self, params: Mapping[str, Any], max_length: int) -> dict[str, Any]:
     """Return parameters whose encoder is that of the run; the head stays as it is.
 
     The vector of the mask, which only models of masked tokens have, is left out or stays.
 
+    Args:
+      params: of the model, as they are drawn.
+      max_length: of the model.
+
     Raises:
-      FileNotFoundError: if the run has no checkpoint yet.
+      FileNotFoundError: if the run has no checkpoint.
       ValueError: if the encoders differ; the message names the parameter. If the checkpoint is
         damaged.
     """
+    model = self._description['model']
+    by_position = get_row(model['model_type']).depends_on_positions
+    if by_position and model['max_length'] != max_length:
+      raise self._mismatch(
+        f'{model["model_type"]} depends on the largest length, which is max_length='
+        f'{model["max_length"]} there and {max_length} here: --config.max_length='
+        f'{model["max_length"]} makes them equal'
+      )
     _, state = checkpoints.restore(self.model_dir)
     given = _flat(state['params']['encoder'])
     wanted = _flat(params['encoder'])
@@ -74,8 +92,8 @@ class Pretrained:
 
   def _mismatch(self, what: str) -> ValueError:
     return ValueError(
-      f'--init_from={self.model_dir} does not fit: {what}. Model, sizes and tokenizer must be '
-      'those of that run'
+      f'--init_from={self.model_dir} does not fit: {what}. Model, pooling, sizes and tokenizer '
+      'must be those of that run'
     )
 
 

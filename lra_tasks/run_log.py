@@ -37,7 +37,7 @@ def means(sums: Mapping[str, np.ndarray], prefix: str) -> dict[str, float]:
   >>> means({'loss': np.float32(6), 'truncated': np.float32(1), 'weight': np.float32(4)}, 'eval_')
   {'eval_loss': 1.5, 'eval_truncated': 1.0}
   """
-  weight = float(sums['weight'])
+  weight = max(float(sums['weight']), 1.0)  # Of masked ids there may be none.
   values = {}
   for name, value in sums.items():
     if name not in _NO_MEANS:

@@ -18,7 +18,7 @@ import numpy as np
 
 import kl_flax
 from kl_flax.models import make_model
-from kl_flax.tokenizers import Tokenizer, WordPieceTokenizer
+from kl_flax.tokenizers import Tokenizer, WordPieceTokenizer, tokenizer_from_dict
 from lra_tasks import configuration, metrics, parallel
 from lra_tasks.data import datasets
 from lra_tasks.files import lock, read_json, write_json
@@ -50,6 +50,8 @@ def describe(
   tokenizer: Tokenizer,
   *,
   from_source: bool,
+  task_name: str | None = None,
+  init_from: str | None = None,
 ) -> dict[str, Any]:
   """Return the contents of config.json.
 
@@ -60,6 +62,8 @@ def describe(
     builder: of the data set.
     tokenizer: of the run.
     from_source: whether the data was named by --source.
+    task_name: of the data set, as it was named.
+    init_from: directory of the run that this one starts from.
   """
   parameters = count_parameters(make_model(**model))
   # Predicting tokens is another task than predicting labels, and has its own tables.
@@ -71,6 +75,9 @@ def describe(
     'task': '/'.join(filter(None, (spec.name, builder.variant, masked))),
     'dataset': builder.info.full_name,
     'from_source': from_source,
+    'task_name': task_name,
+    'init_from': init_from,
+    'num_texts': spec.num_texts,
     'comparable': spec.is_benchmark(builder),
     'validation_is_test': builder.validation_is_test,
     'model': dict(model),
@@ -88,6 +95,20 @@ def stored_dtype(model_dir: str) -> str | None:
   """Return the dtype of the run that lies there, if one does."""
   description = read_json(os.path.join(model_dir, 'config.json'))
   return description and description['model']['dtype']
+
+
+def origin(model_dir: str) -> str:
+  """Return what the run that lies there started from; '' without a run, or if from nothing."""
+  description = read_json(os.path.join(model_dir, 'config.json'))
+  return description['config'].get('pretrained', '') if description else ''
+
+
+def stored_tokenizer(model_dir: str) -> Tokenizer | None:
+  """Return the tokenizer of the run that lies there, if that is another run's."""
+  if not origin(model_dir):
+    return None
+  description = read_json(os.path.join(model_dir, 'config.json'))
+  return tokenizer_from_dict(description['tokenizer'], model_dir)
 
 
 def check_run(
@@ -130,7 +151,7 @@ def open_data(
     description: contents of config.json.
     data_dir: where prepared data sets are kept.
     source: raw data to prepare from.
-    task_name: LRA's name of the data set within the task.
+    task_name: LRA's name of the data set within the task; None for that of the run.
     otherwise: (name of the run's data set, name of the one that is there) -> the error's message.
 
   Raises:
@@ -139,7 +160,10 @@ def open_data(
   """
   with datasets.interruptible():
     builder = configuration.open_data(
-      description['config'], data_dir=data_dir, source=source, task_name=task_name
+      description['config'],
+      data_dir=data_dir,
+      source=source,
+      task_name=task_name or description.get('task_name'),
     )
     if builder.info.full_name != description['dataset']:
       raise ValueError(otherwise(description['dataset'], builder.info.full_name))
@@ -335,6 +359,7 @@ def results(
     'peak_memory_bytes': max(memory) if memory else None,
     'device': _joined(description, 'device'),
     'config_id': description['config_id'],
+    'rates_id': configuration.config_id(config, configuration.OF_RATES),
     'git_revision': _joined(description, 'git_revision'),
     'versions': description['versions'],
     'sessions': description['sessions'],

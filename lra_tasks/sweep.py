@@ -414,16 +414,29 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_list, 'sources', [],
     'TASK=PATH of raw data, where a task does not generate or download its own.',
   )  # fmt: skip
+  define(
+    flags.DEFINE_list, 'task_names', [],
+    'TASK=NAME of a data set within a task, such as wikitext=wikitext-2.',
+  )  # fmt: skip
+
+
+def _by_task(
+  name: str, values: Sequence[str], options: Mapping[str, list[str]]
+) -> Iterator[tuple[str, str]]:
+  """Yield task and value of each TASK=VALUE."""
+  for value in values:
+    task, equals, rest = value.partition('=')
+    if not equals or task not in options:
+      raise ValueError(f'--{name} must be TASK=VALUE with one of --tasks, got {value!r}')
+    yield task, rest
 
 
 def _options(flag_values: flags.FlagValues) -> dict[str, list[str]]:
   """Return further flags of the training command for each task."""
   options = {task: [f'--data_dir={flag_values.data_dir}'] for task in flag_values.tasks}
-  for source in flag_values.sources:
-    task, equals, path = source.partition('=')
-    if not equals or task not in options:
-      raise ValueError(f'--sources must be TASK=PATH with one of --tasks, got {source!r}')
-    options[task].append(f'--source={path}')
+  for flag in ('source', 'task_name'):
+    for task, value in _by_task(f'{flag}s', flag_values[f'{flag}s'].value, options):
+      options[task].append(f'--{flag}={value}')
   return options
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 
 from kl_flax.errors import unknown_name
-from kl_flax.tokenizers import PixelTokenizer, Tokenizer
+from kl_flax.tokenizers import PixelTokenizer, Tokenizer, WordPieceTokenizer
 from lra_tasks.data import glue, image, listops, pathfinder, retrieval, sparse_sum, text, wikitext
 from lra_tasks.data.datasets import Builder
 from lra_tasks.data.tokenized import Tokenized
@@ -54,6 +54,8 @@ class TaskSpec:
     config_file: stem of the file in configs; where it is not the task's name, the file's argument
       names the task behind the model.
     metrics: names in `lra_tasks.metrics.METRICS` of what is reported beside accuracy.
+    num_texts: texts of an example that make one sequence of ids: 1, or 2 for pairs of sentences;
+      None where inputs are no texts of a trained vocabulary.
     num_inputs: sequences of an example: 1, or 2 for pairs.
     view: (records, tokenizer, max_length) -> records of ids, where those on disk are raw text.
     lra_data: data options that LRA's own config files imply, where they are not the defaults.
@@ -69,6 +71,7 @@ class TaskSpec:
   base_model: Mapping[str, Any]
   config_file: str = ''
   metrics: tuple[str, ...] = ()
+  num_texts: int | None = None
   num_inputs: int = 1
   view: Callable[[Sequence[Any], Tokenizer, int], Sequence[Any]] | None = None
   lra_data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -113,6 +116,7 @@ def _glue(name: str) -> TaskSpec:
     task_name=name,
     base_model=_SHORT_TRANSFORMER | sizes,
     config_file='glue',
+    num_texts=len(row.texts),
     view=Tokenized,
     metrics=row.metrics,
   )
@@ -268,9 +272,11 @@ def tokenizer_of(
   own = builder.tokenizer or spec.tokenizer
   if pretrained is None or pretrained == own:
     return own
-  if spec.view is None:
+  if spec.view is None or not isinstance(pretrained, WordPieceTokenizer):
+    needed = 'any with word pieces' if spec.view else f'{type(own).__name__} ({own.vocab_size} ids)'
     raise ValueError(
-      f'the run that --init_from names has another tokenizer than the data of {spec.name}'
+      f'the tokenizer of the run that --init_from names does not fit {spec.name}: it is '
+      f'{type(pretrained).__name__} ({pretrained.vocab_size} ids), needed is {needed}'
     )
   return pretrained
 

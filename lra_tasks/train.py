@@ -68,7 +68,7 @@ def train(
     data_dir: where prepared data sets are kept.
     source: raw data to prepare from.
     task_name: LRA's name of the data set within the task.
-    init_from: directory of a run whose encoder this one starts with.
+    init_from: directory of a run whose encoder this one starts with; need not be named again.
     test_only: only evaluate the best checkpoint on the test split.
 
   Returns:
@@ -87,7 +87,7 @@ def train(
   parallel.check_batch_size(fields['batch_size'])
   resume = fields['restore_checkpoints'] or test_only
   pretrained = Pretrained(init_from) if init_from else None
-  fields = fields | {'pretrained': pretrained.label if pretrained else ''}
+  fields = fields | {'pretrained': pretrained.label if pretrained else rundir.origin(model_dir)}
   rundir.check_run(model_dir, fields, source, resume=resume)
   finished = results.read_folder(Path(model_dir))
   if isinstance(finished, results.Run) and not test_only:
@@ -97,14 +97,14 @@ def train(
     dtype = rundir.stored_dtype(model_dir) or parallel.default_dtype()
     fields = fields | {'dtype': dtype}
   spec = get_task(fields['task'])
-  tokenizer = pretrained.tokenizer if pretrained else spec.tokenizer
+  tokenizer = pretrained.tokenizer if pretrained else rundir.stored_tokenizer(model_dir)
   steps.count_parameters(make_model(**configuration.model_arguments(fields, tokenizer=tokenizer)))
 
   # Data: prepared once per machine, then read in equal shares by all processes.
   with datasets.interruptible(parallel.own_signals()):
     builder = configuration.open_data(fields, data_dir=data_dir, source=source, task_name=task_name)
     datasets.prepare(builder)
-  tokenizer = tasks.tokenizer_of(spec, builder, pretrained and pretrained.tokenizer)
+  tokenizer = tasks.tokenizer_of(spec, builder, tokenizer)
   read = lambda split: tasks.read(spec, builder, split, tokenizer, fields['max_length'])
   shapes = {name: fields[name] for name in ('batch_size', 'max_length')}
   shapes |= {'num_inputs': spec.num_inputs, 'masking': configuration.masking(fields, tokenizer)}
@@ -126,12 +126,17 @@ def train(
     schedule, adamw = optimizer.of_config(fields)
     init = jax.jit(functools.partial(steps.init_state, model, adamw))
     state = init(seed=np.uint32(fields['random_seed']))
-    if pretrained:
-      state = state.replace(params=pretrained.start(state.params))
 
     # The run's directory, and what lies there.
     description = rundir.describe(
-      fields, arguments, spec, builder, tokenizer, from_source=source is not None
+      fields,
+      arguments,
+      spec,
+      builder,
+      tokenizer,
+      from_source=source is not None,
+      task_name=task_name,
+      init_from=pretrained.model_dir if pretrained else None,
     )
     description = stack.enter_context(
       rundir.open_run(model_dir, description, state, tokenizer, resume=resume, write=not test_only)
@@ -141,6 +146,10 @@ def train(
     restored = checkpoints.restore_newest(state, data)
     if restored is None and test_only:
       raise ValueError(f'--test_only: {model_dir} holds no checkpoint to evaluate')
+    if restored is None and fields['pretrained']:
+      if not pretrained:
+        raise ValueError(f'{model_dir} holds no checkpoint to go on from: give --init_from again')
+      state = state.replace(params=pretrained.start(state.params, fields['max_length']))
     step, state = restored or (0, state)
     if step:
       logger.info('Continuing at step %d of %d.', step, fields['num_train_steps'])

@@ -154,7 +154,6 @@ def measure_run(
     description,
     data_dir=data_dir,
     source=source,
-    task_name=description['task'].partition('/')[2] or None,
     otherwise=lambda stored, found: (
       f'{model_dir} was trained on {stored}, not on {found}: give the same --source'
     ),

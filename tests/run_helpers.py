@@ -9,6 +9,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import numpy as np
@@ -33,6 +34,11 @@ def load_config_file(task):
 def load_config(task, argument):
   """Return the config that `--config=configs/TASK.py:ARGUMENT` names."""
   return load_config_file(task).get_config(argument)
+
+
+def extract(archive, directory):
+  """Unpack a tar archive; Python 3.11.4 brought the filter that later versions want named."""
+  archive.extractall(directory, **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))
 
 
 def environment(devices=1, **extra):

@@ -317,6 +317,8 @@ def collate(
     'truncated': np.any(lengths > max_length, axis=1).astype(np.float32),
   }
   batch['targets'][rows] = [record['target'] for record in records]
+  # Views of texts have cut them themselves.
+  batch['truncated'][rows] += [record.get('truncated', False) for record in records]
   batch['weights'][rows] = 1
   if num_inputs == 1:
     batch |= {name: batch[name][:, 0] for name in ('inputs', 'lengths')}

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from kl_flax.tokenizers import WordPieceTokenizer, tokenizer_from_dict, train_wordpiece
 from lra_tasks import files
 from lra_tasks.data import datasets
@@ -18,7 +20,8 @@ logger = logging.getLogger(__name__)
 class Tokenized(Sequence):
   """Records of texts as records of token ids; each is encoded when it is read.
 
-  A record is {'inputs': ids, 'target': label}: of one text `text [SEP]`, of two
+  A record is {'inputs': ids, 'target': label, 'truncated': whether it was cut}: of one text
+  `text [SEP]`, of two
   `first [SEP] second [SEP]`; uint16[length] or uint32[length].
 
   Args:
@@ -52,11 +55,18 @@ class Tokenized(Sequence):
       IndexError: for an index below 0 or beyond the end.
     """
     records = self._source.__getitems__(indices)
-    ids = self._tokenizer.encode_batch(list(map(read_text, records)), self._max_length)
+    texts = list(map(read_text, records))
+    encoded = self._tokenizer.encode_batch(texts)
     return [
-      {'inputs': part, 'target': int(record['target'])}
-      for part, record in zip(ids, records, strict=True)
+      self._record(text, ids, int(record['target']))
+      for text, ids, record in zip(texts, encoded, records, strict=True)
     ]
+
+  def _record(self, text: str | tuple[str, str], ids: np.ndarray, target: int) -> dict[str, Any]:
+    cut = self._max_length is not None and len(ids) > self._max_length
+    if cut:
+      ids = self._tokenizer.encode(text, self._max_length)
+    return {'inputs': ids, 'target': target, 'truncated': cut}
 
   def __iter__(self) -> Iterator[dict[str, Any]]:
     """Return one example after the other."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ _LEGEND = {
   '± sd': '± sd: sample standard deviation over the runs of a row.',
   'Δ': "Δ: our mean minus the paper's figure, in percentage points.",
   '/ base': '/ base: parameters over those of the base Transformer.',
+  'MCC': 'MCC: Matthews correlation.',
   'samples': 'samples: draws of the random features per example in the evaluation.',
   '± se': '± se: standard error, the larger of that over the seeds and that of so many examples.',
   'answer': 'answer: yes or no where the difference is more than two standard errors.',
@@ -61,6 +63,11 @@ def compact_seeds(seeds: Iterable[int]) -> str:
 
 def _number(value: float | None, template: str = '{:.2f}', scale: float = 1.0) -> str:
   return '' if value is None else template.format(scale * value)
+
+
+def _mean(row: Row, name: str) -> str:
+  values = [getattr(run, name) for run in row.runs]
+  return '' if None in values or not values else _number(statistics.fmean(values), '{:.3f}')
 
 
 def _one_draw(row: Row) -> str:
@@ -118,6 +125,8 @@ _COLUMNS = (
   Column('steps', lambda row: _span(row.values('steps'))),
   Column('steps/s', lambda row: _number(row.steps_per_second), '¶', _mixed),
   Column('peak GiB', lambda row: _number(row.peak_memory_bytes, scale=2**-30), '¶', _mixed),
+  Column('F1', lambda row: _mean(row, 'f1')),
+  Column('MCC', lambda row: _mean(row, 'matthews')),
   Column('samples', lambda row: _span(row.values('eval_samples'))),
   Column('one draw', _one_draw),
 )  # fmt: skip

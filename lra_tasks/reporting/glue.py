@@ -79,8 +79,8 @@ class Overview(NamedTuple):
 def make_overview(tables: Iterable[Table], order: tuple[str, ...]) -> Overview | None:
   """Return the overview, None without runs on GLUE.
 
-  Of the runs that differ in their learning rate, those with the best mean on the development set
-  are shown, as the paper does.
+  Runs are those of the preset `paper`, at any learning rate, all else equal. Of the rates with most
+  seeds, the one with the best mean on the development set is shown, as the paper does.
 
   Args:
     tables: of the report.
@@ -89,10 +89,9 @@ def make_overview(tables: Iterable[Table], order: tuple[str, ...]) -> Overview |
   names = {column.task for column in COLUMNS}
   found: dict[tuple[str, str, str], list[Row]] = {}
   for table in tables:
-    for row in table.rows if table.task in names and table.split == 'test' else ():
-      if row.kind == 'run' and row.runs[0].preset in ('paper', 'paper*'):
-        key = (row.model, _corpus(row.runs[0]), table.task)
-        found.setdefault(key, []).append(row)
+    if table.task in names and table.split == 'test':
+      for key, rows in _by_model(table).items():
+        found[(*key, table.task)] = rows
   if not found:
     return None
   scores = {
@@ -109,16 +108,35 @@ def make_overview(tables: Iterable[Table], order: tuple[str, ...]) -> Overview |
   return Overview(columns, tuple(models), scores, missing)
 
 
+def _by_model(table: Table) -> dict[tuple[str, str], list[Row]]:
+  """Return (model, pre-training) -> the rows that compete by their learning rate.
+
+  These are the preset's own, or where that was not run as it is, the largest group that differs
+  in nothing else.
+  """
+  groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
+  for row in table.rows:
+    if row.kind == 'run' and row.runs[0].preset in ('paper', 'paper*'):
+      run = row.runs[0]
+      of_model = groups.setdefault((row.model, _corpus(run)), {})
+      of_model.setdefault(run.rates_id or run.config_id, []).append(row)
+  order = lambda rows: (any(row.runs[0].preset == 'paper' for row in rows), len(rows))
+  return {key: max(of_model.values(), key=order) for key, of_model in groups.items()}
+
+
 def _corpus(run: Run) -> str:
   """Return what a run was pre-trained on: the data set, or the task."""
   parts = (run.pretrained or '').split('/')
-  return '/'.join(parts[:-3])
+  return '/'.join(parts[:-4])
 
 
 def _score(rows: list[Row], column: Column) -> Score:
   primary = next(c for c in reversed(COLUMNS) if c.task == column.task)
   mean = lambda row, metric: statistics.fmean(getattr(run, metric) or 0.0 for run in row.runs)
-  best = max(rows, key=lambda row: mean(row, primary.metric))
+  most = max(len(row.runs) for row in rows)
+  best = max(
+    (row for row in rows if len(row.runs) == most), key=lambda row: mean(row, primary.metric)
+  )
   values = [getattr(run, column.metric) or 0.0 for run in best.runs]
   name = _PUBLISHED_AS.get(best.model, best.model)
   published = [

@@ -71,7 +71,8 @@ _CSV_COLUMNS = (
   'accuracy_of_one_draw', 'accuracy_sd_of_draws', 'runs', 'seeds', 'examples', 'comparable',
   'validation_is_test', 'published_paper', 'published_lra', 'difference_to_paper', 'parameters',
   'base_parameters', 'parameter_ratio', 'breaks_lra_rule', 'steps', 'steps_per_second',
-  'peak_memory_bytes', 'eval_samples', 'device', 'git_revision', 'source', 'note',
+  'peak_memory_bytes', 'eval_samples', 'f1', 'matthews', 'learning_rate', 'pretrained', 'device',
+  'git_revision', 'source', 'note',
 )  # fmt: skip
 
 

@@ -92,6 +92,10 @@ def test_fine_tuning_has_vocabulary_and_encoder_of_the_pretraining(
   predictor = Predictor.restore(str(tmp_path))
   assert predictor.tokenizer == theirs
   assert predictor.predict(sentences(3, 5)).probabilities.shape == (3, 2)
+  with pytest.raises(ValueError, match=r"input 0: expected one text, got \('the dog', 'a cat'\)"):
+    predictor.predict([('the dog', 'a cat')])
+  with pytest.raises(ValueError, match='input 1: no tokens'):
+    predictor.predict(['the dog', ' '])
 
 
 def test_pairs_from_scratch(shared, source, tmp_path):
@@ -102,14 +106,19 @@ def test_pairs_from_scratch(shared, source, tmp_path):
   assert description['model']['separator'] == 2
   assert description['tokenizer']['type'] == 'wordpiece'
   pair = tuple(sentences(2, 6))
-  prediction = Predictor.restore(str(tmp_path)).predict([pair, pair])
-  assert prediction.labels.shape == (2,)
+  predictor = Predictor.restore(str(tmp_path))
+  assert predictor.predict([pair, pair]).labels.shape == (2,)
+  with pytest.raises(ValueError, match=r'input 0: expected a pair of texts \(first, second\)'):
+    predictor.predict(pair)
 
 
 def test_a_vocabulary_must_be_that_of_the_data(shared, source, pretrained, tmp_path):
   other = tmp_path / 'other.txt'
   other.write_text('\n'.join(text.upper() + ' zebra' for text in sentences(300, 7)))
-  with pytest.raises(ValueError, match='--init_from names has another tokenizer than the data'):
+  with pytest.raises(
+    ValueError,
+    match=r'--init_from names does not fit wikitext: it is WordPieceTokenizer \(\d+ ids\)',
+  ):
     run(shared, tmp_path / 'run', other, 'wikitext', f'{MODEL},tiny', init_from=str(pretrained))
 
 

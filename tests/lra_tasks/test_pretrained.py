@@ -10,7 +10,8 @@ import pytest
 from run_helpers import run_here
 
 from kl_flax import Predictor, checkpoints
-from kl_flax.models import make_classifier
+from kl_flax.models import make_classifier, make_model
+from lra_tasks import configuration
 from lra_tasks.pretrained import Pretrained
 
 SMALL = {'emb_dim': 16, 'mlp_dim': 16, 'num_train_steps': 10, 'eval_frequency': 10}
@@ -42,7 +43,9 @@ def test_symbols_of_listops_are_predicted(pretrained):
   assert 1 < record['eval_loss'] < 6
   assert 0 < found['accuracy'] < 1
   assert found['examples'] > 64 * 2  # Predictions, not sequences.
-  with pytest.raises(ValueError, match=r'predicts masked tokens; fine-tune it, with --init_from'):
+  with pytest.raises(
+    ValueError, match='predicts masked tokens, not labels: start a run .* by --init_from'
+  ):
     Predictor.restore(str(pretrained))
 
 
@@ -60,8 +63,17 @@ def test_a_run_starts_with_the_encoder_of_another(shared, tmp_path, pretrained):
   label = read(tmp_path / 'a', 'config.json')['config']['pretrained']
   assert label == Pretrained(str(pretrained)).label
   assert label.startswith('listops/masked/linear_transformer/')
-  # It is another experiment than one from scratch, and cannot go on as such.
+  # It is another experiment than one from scratch.
+  run_here(shared, tmp_path / 'scratch', argument=argument, **frozen)
   with pytest.raises(ValueError, match=r'config\.pretrained'):
+    run_here(shared, tmp_path / 'scratch', argument=argument, init_from=str(pretrained), **frozen)
+  # The other run is needed at the start alone.
+  (tmp_path / 'a/results.json').unlink()
+  assert run_here(shared, tmp_path / 'a', argument=argument, **frozen) == 0
+  assert read(tmp_path / 'a', 'results.json')['pretrained'] == label
+  shutil.rmtree(tmp_path / 'a/checkpoints')
+  (tmp_path / 'a/results.json').unlink()
+  with pytest.raises(ValueError, match='holds no checkpoint to go on from: give --init_from again'):
     run_here(shared, tmp_path / 'a', argument=argument, **frozen)
 
 
@@ -91,13 +103,13 @@ def test_encoders_that_do_not_fit(pretrained, changes, message):
   with pytest.raises(
     ValueError, match=f'--init_from=.* does not fit: {message}.*those of that run'
   ):
-    Pretrained(str(pretrained)).start(parameters(**changes))
+    Pretrained(str(pretrained)).start(parameters(**changes), 64)
 
 
 def test_an_encoder_that_fits(pretrained):
   _, state = checkpoints.restore(str(pretrained))
   for vocab_size in (16, 17, 18):  # Without a mask, with it, and with one more id.
-    params = Pretrained(str(pretrained)).start(parameters(vocab_size=vocab_size))
+    params = Pretrained(str(pretrained)).start(parameters(vocab_size=vocab_size), 64)
     table = state['params']['encoder']['embedding']['table']
     expected = np.concatenate([table, np.zeros((1, 16), np.float32)])[:vocab_size]
     np.testing.assert_array_equal(params['encoder']['embedding']['table'], expected)
@@ -109,4 +121,34 @@ def test_runs_that_are_none(pretrained, tmp_path):
     Pretrained(str(tmp_path / 'nowhere'))
   shutil.copytree(pretrained, tmp_path / 'd', ignore=shutil.ignore_patterns('checkpoints'))
   with pytest.raises(FileNotFoundError, match='holds no checkpoint yet'):
-    Pretrained(str(tmp_path / 'd')).start(parameters())
+    Pretrained(str(tmp_path / 'd')).start(parameters(), 64)
+  (tmp_path / 'd/results.json').unlink()
+  with pytest.raises(FileNotFoundError, match='a run that is not finished: let it run on'):
+    Pretrained(str(tmp_path / 'd'))
+
+
+def test_mechanisms_that_depend_on_the_largest_length(pretrained, tmp_path):
+  shutil.copytree(pretrained, tmp_path / 'd')
+  description = read(tmp_path / 'd', 'config.json')
+  description['model']['model_type'] = 'reformer'
+  (tmp_path / 'd/config.json').write_text(json.dumps(description))
+  message = 'reformer depends on the largest length, which is max_length=64 there and 32 here'
+  with pytest.raises(ValueError, match=f'{message}: --config.max_length=64 makes them equal'):
+    Pretrained(str(tmp_path / 'd')).start(parameters(), 32)
+
+
+def test_masked_models_have_a_cls_position_where_the_classifier_has_one():
+  for pooling, use_cls in (('CLS', True), ('MEAN', False)):
+    changes = {'objective': 'masked', 'pooling_mode': pooling}
+    fields = configuration.resolve(configuration.load('configs/listops.py:prf,tiny', changes))
+    fields |= {'dtype': 'float32'}
+    assert make_model(**configuration.model_arguments(fields)).encoder.use_cls == use_cls
+  # Pathfinder's base has none either.
+  base = configuration.base_model_arguments({'task': 'pathfinder32', 'objective': 'masked'})
+  assert not make_model(**base).encoder.use_cls
+
+
+def test_the_field_is_not_for_users():
+  config = configuration.load('configs/listops.py:prf,tiny', {'pretrained': 'runs/wikitext'})
+  with pytest.raises(ValueError, match="'runs/wikitext' is what --init_from notes down"):
+    configuration.resolve(config)

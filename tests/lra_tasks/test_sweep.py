@@ -300,7 +300,7 @@ def _keep_logging(monkeypatch):
   [
     ([], '--tasks is required, some of: listops'),
     (['--tasks=listops', '--minutes=0'], '--minutes must be above 0, got 0'),
-    (['--tasks=listops', '--sources=text=x'], '--sources must be TASK=PATH with one of --tasks'),
+    (['--tasks=listops', '--sources=text=x'], '--sources must be TASK=VALUE with one of --tasks'),
     (['--tasks=listops', '--sources=x'], 'got .x.'),
     (['--tasks=listops', 'text'], 'unknown arguments: text'),
   ],
@@ -351,6 +351,7 @@ def test_runs_on_glue_start_with_a_run_of_their_model(tmp_path, monkeypatch):
     config = {'model_type': model, 'random_seed': 3}
     description = {'task': 'wikitext/wikitext-2', 'config': config, 'config_id': 'abc'}
     (folder / 'config.json').write_text(json.dumps(description | {'tokenizer': None}))
+    (folder / 'results.json').write_text(json.dumps({'best_step': 20, 'steps': 40}))
   make = lambda init_from: make_jobs(
     ['cola', 'listops'], ['prf', 'rks'], [0], changes=['learning_rate=0.002'], configs=CONFIGS,
     init_from=init_from,
@@ -359,7 +360,7 @@ def test_runs_on_glue_start_with_a_run_of_their_model(tmp_path, monkeypatch):
   assert first.config == f'{CONFIGS}/glue.py:prf,cola,paper'
   assert first.name == 'cola/prf_paper_learning_rate=0.002_seed0'
   assert first.flags()[-1] == f'--init_from={tmp_path}/prf_paper'
-  assert first.fields()['pretrained'] == 'wikitext/wikitext-2/prf/abc/seed3'
+  assert first.fields()['pretrained'] == 'wikitext/wikitext-2/prf/abc/seed3/step20'
   assert last.init_from == f'{tmp_path}/rks_paper'
   assert make(None)[0].fields()['pretrained'] == ''
   with pytest.raises(FileNotFoundError, match='--init_from=.*nowhere holds no run'):

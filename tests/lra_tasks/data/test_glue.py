@@ -11,6 +11,7 @@ import pytest
 from lra_tasks import metrics
 from lra_tasks.data import datasets, glue, sources
 from lra_tasks.data.glue import TASKS, GlueData, make_builder, read_splits
+from lra_tasks.data.pipeline import collate
 from lra_tasks.data.tokenized import Tokenized, read_text
 
 SMALL = GlueData(vocab_size=200)
@@ -402,8 +403,11 @@ def test_texts_are_seen_as_ids(builder, folder, tmp_path, name):
   for index, record in zip([3, 0, 3], records, strict=True):
     ids = tokenizer.encode(read_text(source[index]), 12)
     np.testing.assert_array_equal(record['inputs'], ids)
-    assert (list(record), record['target']) == (['inputs', 'target'], source[index]['target'])
+    assert record['target'] == source[index]['target']
+    assert record['truncated'] == (len(tokenizer.encode(read_text(source[index]))) > 12)
   assert len(records[0]['inputs']) == 12
+  batch = collate(view, [3, 0], 12)
+  assert batch['truncated'].tolist() == [records[0]['truncated'], records[1]['truncated']]
   separators = [np.count_nonzero(record['inputs'] == tokenizer.separator) for record in view]
   assert separators == [2 if name == 'mrpc' else 1] * 8
   np.testing.assert_array_equal(view[3]['inputs'], records[0]['inputs'])

@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from run_helpers import read, run_here
+from run_helpers import extract, read, run_here
 
 from kl_flax import Predictor
 from lra_tasks.data import datasets, sources, text
@@ -26,7 +26,7 @@ IMDB = text.CORPORA['imdb_reviews']
 def unpack(directory):
   """Unpack 120 real reviews, and add what else may lie there."""
   with tarfile.open(FIXTURE) as archive:
-    archive.extractall(directory, filter='data')
+    extract(archive, directory)
   root = pathlib.Path(directory) / 'aclImdb'
   some_file(root, 'train/pos').write_bytes(b'\xff\x00 not UTF-8, taken as it is\r\n')
   (root / 'train/unsup').mkdir()

@@ -7,7 +7,7 @@ from report_helpers import make_report, make_run
 from lra_tasks.reporting import glue, text
 from lra_tasks.reporting.summary import PAPER_MODELS
 
-START = 'wikitext/wikitext-2/gmm_prf/0123456789ab/seed0'
+START = 'wikitext/wikitext-2/gmm_prf/0123456789ab/seed0/step7800'
 
 
 def run_of(task, model='gmm_prf', rate=1e-4, **changes):
@@ -15,6 +15,7 @@ def run_of(task, model='gmm_prf', rate=1e-4, **changes):
     'task': task, 'dataset': f'glue/{task}', 'model': model, 'preset': 'paper*',
     'path': f'{changes}',
     'learning_rate': rate, 'config_id': f'{model}{rate}', 'pretrained': START,
+    'rates_id': 'r',
     'validation_is_test': True, 'f1': None, 'matthews': None, **changes,
   }  # fmt: skip
   return make_run(values.pop('path'), **values)
@@ -27,7 +28,8 @@ def overview(*runs):
 def test_the_learning_rate_is_the_best_by_the_metric_of_the_task():
   runs = [
     # CoLA's is Matthews' correlation: the rate with the best accuracy is not shown.
-    run_of('cola', rate=1e-4, accuracy=0.69, matthews=0.0),
+    run_of('cola', rate=1e-4, accuracy=0.69, matthews=0.0, seed=0),
+    run_of('cola', rate=1e-4, accuracy=0.69, matthews=0.0, seed=1),
     run_of('cola', rate=5e-4, accuracy=0.66, matthews=0.12, seed=0),
     run_of('cola', rate=5e-4, accuracy=0.68, matthews=0.16, seed=1),
     run_of('sst2', rate=2e-5, accuracy=0.70),
@@ -42,6 +44,19 @@ def test_the_learning_rate_is_the_best_by_the_metric_of_the_task():
   assert abs(cola.value - 0.14) < 1e-9
   assert abs(cola.sd - 0.04 / 2**0.5) < 1e-9
   assert cola.learning_rate == 5e-4
+
+
+def test_only_learning_rates_compete():
+  """Other changes do not, nor one lucky seed with the mean of several."""
+  found = overview(
+    run_of('sst2', rate=1e-4, accuracy=0.70, seed=0, preset='paper'),
+    run_of('sst2', rate=1e-4, accuracy=0.72, seed=1, preset='paper'),
+    run_of('sst2', rate=5e-4, accuracy=0.80, seed=0),
+    run_of('sst2', rate=2e-3, accuracy=0.90, seed=0, rates_id='other'),
+    run_of('sst2', rate=5e-6, accuracy=0.91, seed=1, rates_id='other'),
+  )
+  (score,) = found.scores.values()
+  assert (score.value, score.learning_rate) == (0.71, 1e-4)
 
 
 def test_metrics_of_one_task_are_those_of_the_same_runs():
