@@ -7,8 +7,8 @@ one, `--source` any other.
   paper   Table 8 of the paper: 5 epochs of WikiText-103
   small   the same model on WikiText-2 (`--task_name=wikitext-2`): 100 epochs, in the steps of which
           warm-up is a tenth
-  tiny    the same code path in under a minute on two CPU cores, once the text is prepared, which for
-          WikiText-103 takes minutes: `--task_name=wikitext-2`, or a small `--source`
+  tiny    the same code path in under a minute on two CPU cores, once the text is prepared: for
+          WikiText-103 that takes minutes, for `--task_name=wikitext-2` seconds
 """
 
 from lra_tasks.configuration import SHORT_FREQUENCIES, TINY, task_config

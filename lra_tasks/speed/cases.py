@@ -422,8 +422,10 @@ def random_batch(fields: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def measure_inference(setting: Setting, machine: Machine) -> Measurements:
-  """Measure calls of `kl_flax.Predictor.predict`, from documents of the full length on; raw, but
-  for vocabularies that come with the data."""
+  """Measure calls of `kl_flax.Predictor.predict`, from raw documents of the full length on.
+
+  Where the vocabulary comes with the data, documents are ids.
+  """
   del machine
   sizes = setting.batch_sizes or (1, 256)
   setting = dataclasses.replace(setting, batch_sizes=sizes)
