@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from kl_flax.baselines.blocks import Blocks, Keys, block_attention, check_option, neighbours
+from kl_flax.baselines.blocks import Blocks, Keys, block_attention, neighbours
+from kl_flax.baselines.shared import check_option
 from kl_flax.dropout import Dropout
 
 

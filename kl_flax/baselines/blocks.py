@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
-from kl_flax.numerics import pad_axis
+from kl_flax.baselines.shared import cut, join, valid_positions
 from kl_flax.sums import check_key_mask
 
 
@@ -86,7 +86,7 @@ def block_attention(
       f'self-attention alone has blocks: got {query.shape[1]} queries and {key.shape[1]} keys'
     )
   check_key_mask(key_mask, key)
-  valid = jnp.ones((1, key.shape[1]), bool) if key_mask is None else key_mask
+  valid = valid_positions(key_mask, 1, key.shape[1])
   shared, outputs = [], []
   if num_global:
     global_query, *others = global_inputs or (query, key, value)
@@ -97,9 +97,9 @@ def block_attention(
     query, key, value, valid = (x[:, num_global:] for x in (query, key, value, valid))
   if length := query.shape[1]:
     size = min(block_size, length)
-    blocks = Blocks(*(_cut(x, size) for x in (key, value, valid)))
-    out = _attend(_cut(query, size), [*shared, *find_keys(blocks)], drop)
-    outputs.append(out.reshape(out.shape[0], -1, *out.shape[3:])[:, :length])
+    blocks = Blocks(*(cut(x, size) for x in (key, value, valid)))
+    out = _attend(cut(query, size), [*shared, *find_keys(blocks)], drop)
+    outputs.append(join(out, length))
   return jnp.concatenate(outputs, axis=1).astype(query.dtype)
 
 
@@ -123,18 +123,6 @@ def neighbours(blocks: Blocks, distance: int | None = None) -> Keys:
     offset = np.arange((1 + 2 * beside) * size) - beside * size - np.arange(size)[:, None]
     mask = mask & (np.abs(offset) <= distance)
   return Keys(key, value, mask)
-
-
-def check_option(name: str, value: int, least: int, hint: str) -> None:
-  """Raise a ValueError that says what to do unless the value is an integer and not too small."""
-  if not isinstance(value, int) or value < least:
-    raise ValueError(f'{name} must be an integer of at least {least}, got {value!r}: {hint}')
-
-
-def _cut(x, size):
-  """Return [b, l, ...] as blocks [b, n, size, ...], filled up with zeros."""
-  x = pad_axis(x, 1, size)
-  return x.reshape(x.shape[0], -1, size, *x.shape[2:])
 
 
 def _beside(x, beside):

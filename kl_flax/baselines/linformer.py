@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kl_flax.baselines.chunks import check_at_least, check_length
+from kl_flax.baselines.shared import check_length, check_option
 from kl_flax.baselines.softmax import softmax_weights
 from kl_flax.dropout import Dropout
 from kl_flax.numerics import einsum_float32
@@ -52,7 +52,7 @@ class LinformerAttention(nn.Module):
     Raises:
       ValueError: for k below 1, a sequence longer than num_positions, a key mask that is none.
     """
-    check_at_least(1, projected_length=self.projected_length)
+    check_option('projected_length', self.projected_length, 1, 'LRA has 16')
     check_length(key.shape[1], self.num_positions)
     check_key_mask(key_mask, key)
     shape = (self.num_positions, self.projected_length)

@@ -7,7 +7,8 @@ import functools
 import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
-from kl_flax.baselines.blocks import block_attention, check_option, own_block
+from kl_flax.baselines.blocks import block_attention, own_block
+from kl_flax.baselines.shared import check_option
 from kl_flax.dropout import Dropout
 
 

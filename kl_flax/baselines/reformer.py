@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from kl_flax.baselines.chunks import check_at_least, valid_positions
+from kl_flax.baselines.shared import check_option, valid_positions
 from kl_flax.numerics import pad_axis
 from kl_flax.sums import check_key_mask
 
@@ -101,8 +101,9 @@ class ReformerAttention(nn.Module):
 
   def _sizes(self) -> tuple[int, int]:
     """Return number of buckets and length of chunks, the one that is 0 by the paper's rule."""
-    check_at_least(1, num_hashes=self.num_hashes)
-    check_at_least(0, num_buckets=self.num_buckets, chunk_length=self.chunk_length)
+    check_option('num_hashes', self.num_hashes, 1, 'LRA has 1')
+    check_option('num_buckets', self.num_buckets, 0, '0 follows from chunk_length')
+    check_option('chunk_length', self.chunk_length, 0, '0 follows from num_buckets')
     buckets, length = self.num_buckets, self.chunk_length
     if not buckets and not length:
       raise ValueError(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kl_flax.baselines.chunks import check_at_least, check_length, cut, join, valid_positions
+from kl_flax.baselines.shared import check_length, check_option, cut, join, valid_positions
 from kl_flax.dropout import Dropout
 from kl_flax.errors import unknown_name
 from kl_flax.sums import check_key_mask
@@ -96,7 +96,8 @@ class SinkhornAttention(nn.Module):
   def _check_options(self):
     if self.sorting not in SORTINGS:
       raise ValueError(unknown_name('sorting', str(self.sorting), SORTINGS))
-    check_at_least(1, block_size=self.block_size, num_iterations=self.num_iterations)
+    check_option('block_size', self.block_size, 1, 'LRA has 50')
+    check_option('num_iterations', self.num_iterations, 1, 'LRA has 7')
     if not self.temperature > 0:
       raise ValueError(
         f'temperature must be above 0, got {self.temperature}: the closer to 0, the harder the '

@@ -10,14 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from kl_flax.baselines.blocks import (
-  Blocks,
-  Keys,
-  block_attention,
-  check_option,
-  neighbours,
-  own_block,
-)
+from kl_flax.baselines.blocks import Blocks, Keys, block_attention, neighbours, own_block
+from kl_flax.baselines.shared import check_option
 from kl_flax.dropout import Dropout
 from kl_flax.errors import unknown_name
 

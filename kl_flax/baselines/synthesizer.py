@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kl_flax.baselines.chunks import check_at_least, check_length
+from kl_flax.baselines.shared import check_length, check_option
 from kl_flax.dropout import Dropout
 from kl_flax.errors import unknown_name
 from kl_flax.numerics import einsum_float32
@@ -93,7 +93,7 @@ class SynthesizerAttention(nn.Module):
       ValueError: for an unknown mode, a rank below 1, a sequence longer than num_positions, a key
         mask that is none.
     """
-    check_at_least(1, rank=self.rank)
+    check_option('rank', self.rank, 1, 'LRA has 32')
     check_length(value.shape[1], self.num_positions)
     check_key_mask(key_mask, value)
     length, heads = value.shape[1:3]

@@ -8,16 +8,15 @@ from jaxtyping import Array, Bool, Shaped
 from kl_flax.numerics import pad_axis
 
 
-def check_at_least(least: int, **options: int) -> None:
-  """Raise a ValueError for the first option that is below `least`, or no integer.
+def check_option(name: str, value: int, least: int, hint: str) -> None:
+  """Raise a ValueError that says what to do unless the value is an integer and not too small.
 
-  >>> check_at_least(1, block_size=0)
+  >>> check_option('block_size', 0, 1, 'LRA has 64')
   Traceback (most recent call last):
-  ValueError: block_size must be an integer of at least 1, got 0
+  ValueError: block_size must be an integer of at least 1, got 0: LRA has 64
   """
-  for name, value in options.items():
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-      raise ValueError(f'{name} must be an integer of at least {least}, got {value!r}')
+  if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    raise ValueError(f'{name} must be an integer of at least {least}, got {value!r}: {hint}')
 
 
 def check_length(length: int, num_positions: int) -> None:
@@ -36,8 +35,8 @@ def check_length(length: int, num_positions: int) -> None:
 
 def valid_positions(
   key_mask: Bool[Array, 'b l'] | None, batch: int, length: int
-) -> Bool[Array, 'b l']:
-  """Return the mask, or one that is True everywhere."""
+) -> Bool[Array, 'm l']:
+  """Return the mask, or one for `batch` examples that is True everywhere."""
   return jnp.ones((batch, length), bool) if key_mask is None else key_mask
 
 
