@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -97,18 +97,22 @@ def stored_dtype(model_dir: str) -> str | None:
   return description and description['model']['dtype']
 
 
-def origin(model_dir: str) -> str:
-  """Return what the run that lies there started from; '' without a run, or if from nothing."""
+class Origin(NamedTuple):
+  """What a run started from, as its config.json tells; see `lra_tasks.pretrained.Pretrained`."""
+
+  label: str
+  model_dir: str
+  tokenizer: Tokenizer
+
+
+def stored_origin(model_dir: str) -> Origin | None:
+  """Return what the run that lies there started from; None without a run, or if from nothing."""
   description = read_json(os.path.join(model_dir, 'config.json'))
-  return description['config'].get('pretrained', '') if description else ''
-
-
-def stored_tokenizer(model_dir: str) -> Tokenizer | None:
-  """Return the tokenizer of the run that lies there, if that is another run's."""
-  if not origin(model_dir):
+  label = description and description['config'].get('pretrained')
+  if not label:
     return None
-  description = read_json(os.path.join(model_dir, 'config.json'))
-  return tokenizer_from_dict(description['tokenizer'], model_dir)
+  tokenizer = tokenizer_from_dict(description['tokenizer'], model_dir)
+  return Origin(label, description['init_from'], tokenizer)
 
 
 def check_run(

@@ -86,8 +86,8 @@ def train(
   parallel.start()
   parallel.check_batch_size(fields['batch_size'])
   resume = fields['restore_checkpoints'] or test_only
-  pretrained = Pretrained(init_from) if init_from else None
-  fields = fields | {'pretrained': pretrained.label if pretrained else rundir.origin(model_dir)}
+  origin = Pretrained(init_from) if init_from else rundir.stored_origin(model_dir)
+  fields = fields | {'pretrained': origin.label if origin else ''}
   rundir.check_run(model_dir, fields, source, resume=resume)
   finished = results.read_folder(Path(model_dir))
   if isinstance(finished, results.Run) and not test_only:
@@ -97,7 +97,7 @@ def train(
     dtype = rundir.stored_dtype(model_dir) or parallel.default_dtype()
     fields = fields | {'dtype': dtype}
   spec = get_task(fields['task'])
-  tokenizer = pretrained.tokenizer if pretrained else rundir.stored_tokenizer(model_dir)
+  tokenizer = origin.tokenizer if origin else None
   steps.count_parameters(make_model(**configuration.model_arguments(fields, tokenizer=tokenizer)))
 
   # Data: prepared once per machine, then read in equal shares by all processes.
@@ -136,7 +136,7 @@ def train(
       tokenizer,
       from_source=source is not None,
       task_name=task_name,
-      init_from=pretrained.model_dir if pretrained else None,
+      init_from=origin.model_dir if origin else None,
     )
     description = stack.enter_context(
       rundir.open_run(model_dir, description, state, tokenizer, resume=resume, write=not test_only)
@@ -146,10 +146,10 @@ def train(
     restored = checkpoints.restore_newest(state, data)
     if restored is None and test_only:
       raise ValueError(f'--test_only: {model_dir} holds no checkpoint to evaluate')
-    if restored is None and fields['pretrained']:
-      if not pretrained:
+    if restored is None and origin:
+      if not isinstance(origin, Pretrained):
         raise ValueError(f'{model_dir} holds no checkpoint to go on from: give --init_from again')
-      state = state.replace(params=pretrained.start(state.params, fields['max_length']))
+      state = state.replace(params=origin.start(state.params, fields['max_length']))
     step, state = restored or (0, state)
     if step:
       logger.info('Continuing at step %d of %d.', step, fields['num_train_steps'])

@@ -71,6 +71,7 @@ def test_a_run_starts_with_the_encoder_of_another(shared, tmp_path, pretrained):
   (tmp_path / 'a/results.json').unlink()
   assert run_here(shared, tmp_path / 'a', argument=argument, **frozen) == 0
   assert read(tmp_path / 'a', 'results.json')['pretrained'] == label
+  assert read(tmp_path / 'a', 'config.json')['init_from'] == str(pretrained)
   shutil.rmtree(tmp_path / 'a/checkpoints')
   (tmp_path / 'a/results.json').unlink()
   with pytest.raises(ValueError, match='holds no checkpoint to go on from: give --init_from again'):
