@@ -26,6 +26,7 @@ from kl_flax.diagnostics import (
   covariance_eigenvalues,
   spectral_mixture,
 )
+from kl_flax.models import ignores_padding
 from kl_flax.naive import naive_attention_weights
 from kl_flax.predictor import Predictor
 from kl_flax.profiles import principal_directions, spectral_covariance
@@ -171,7 +172,7 @@ def capture_inputs(
   tokens = predictor.encode(inputs, 'capture_inputs', encoded=encoded)
   model = predictor.model
   length = max(len(ids) for parts in tokens for ids in parts)
-  if model.pooling == 'FLATTEN':
+  if not ignores_padding(model):
     length = model.encoder.max_length
   batch = np.zeros((len(tokens), model.num_inputs, length), np.int32)
   mask = np.zeros(batch.shape, bool)

@@ -489,6 +489,16 @@ def make_model(**arguments: Any) -> Classifier | DualClassifier | MaskedLanguage
   return (make_masked_lm if 'num_predictions' in arguments else make_classifier)(**arguments)
 
 
+def ignores_padding(model: Classifier | DualClassifier | MaskedLanguageModel) -> bool:
+  """Return whether a model's results are the same, however far its inputs are padded.
+
+  Mechanisms that are not of the registry are taken to be.
+  """
+  make = model.encoder.make_attention
+  row = get_row(make.model_type) if isinstance(make, AttentionFactory) else None
+  return getattr(model, 'pooling', '') != 'FLATTEN' and (row is None or row.ignores_padding)
+
+
 def make_encoder(
   model_type: str, attention: Mapping[str, Any] | None = None, dtype: Any = 'float32', **sizes: Any
 ) -> Encoder:

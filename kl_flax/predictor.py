@@ -19,7 +19,7 @@ import numpy as np
 
 from kl_flax.checkpoints import restore
 from kl_flax.heads import Classifier, DualClassifier, MaskedLanguageModel
-from kl_flax.models import AttentionFactory, get_row, make_model
+from kl_flax.models import AttentionFactory, get_row, ignores_padding, make_model
 from kl_flax.tokenizers import Tokenizer, WordPieceTokenizer, tokenizer_from_dict
 
 logger = logging.getLogger(__name__)
@@ -110,10 +110,6 @@ class Predictor:
     self.model, self.params, self.tokenizer = model, params, tokenizer
     self.stochastic, self.num_texts = stochastic, num_texts
     self.spectral_key = spectral_key
-    make = model.encoder.make_attention
-    known = get_row(make.model_type) if isinstance(make, AttentionFactory) else None
-    ignored = known is None or known.ignores_padding
-    self._ignores_padding = ignored and model.pooling != 'FLATTEN'
     self._predict = jax.jit(self._probabilities)
     self._draw = jax.jit(self._logits_of_draws)
 
@@ -349,7 +345,7 @@ class Predictor:
 
   def _bucket(self, length: int) -> int:
     longest = self.model.encoder.max_length
-    if not self._ignores_padding:
+    if not ignores_padding(self.model):
       return longest
     return min(longest, max(_SHORTEST_BUCKET, 1 << max(length - 1, 0).bit_length()))
 

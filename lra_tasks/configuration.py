@@ -464,22 +464,14 @@ def model_arguments(
     'dtype': fields['dtype'],
     **{name: fields[name] for name in ENCODER_FIELDS},
   }
-  if fields['objective'] == 'masked':
-    # The encoder must be that of the classifier which starts with it.
-    arguments |= {} if fields['pooling_mode'] == 'CLS' else {'use_cls': False}
-  else:
-    arguments['pooling'] = fields['pooling_mode']
+  arguments |= _pooling_arguments(fields['objective'], fields['pooling_mode'])
+  if fields['objective'] == 'classify':
     for name in ('interaction', 'hidden_dim', 'activation'):
       if fields[name] != DEFAULTS[name]:
         arguments[name] = fields[name]
   if fields['data'].get('mask_zero'):
     arguments['mask_zero'] = True
   return arguments
-
-
-def ignores_padding(fields: Mapping[str, Any]) -> bool:
-  """Return whether results are the same, however far a batch is padded."""
-  return fields['pooling_mode'] != 'FLATTEN' and get_row(fields['model_type']).ignores_padding
 
 
 def base_model_arguments(
@@ -494,12 +486,17 @@ def base_model_arguments(
   """
   fields = DEFAULTS | dict(fields)
   base = dict(get_task(fields['task']).base_model)
-  head = {'pooling': base.pop('pooling_mode', 'CLS')}
-  head |= {name: base.pop(name) for name in ('hidden_dim', 'activation') if name in base}
-  arguments = _task_arguments(fields, num_classes, tokenizer) | {'model_type': 'transformer'} | base
-  if fields['objective'] == 'classify':
-    return arguments | head
-  return arguments | ({} if head['pooling'] == 'CLS' else {'use_cls': False})
+  pooling = _pooling_arguments(fields['objective'], base.pop('pooling_mode', 'CLS'))
+  head = {name: base.pop(name) for name in ('hidden_dim', 'activation') if name in base}
+  arguments = _task_arguments(fields, num_classes, tokenizer) | {'model_type': 'transformer'}
+  return arguments | base | pooling | (head if fields['objective'] == 'classify' else {})
+
+
+def _pooling_arguments(objective: str, pooling: str) -> dict[str, Any]:
+  """Return how a classifier pools, or the same encoder's CLS position where nothing is pooled."""
+  if objective == 'classify':
+    return {'pooling': pooling}
+  return {} if pooling == 'CLS' else {'use_cls': False}
 
 
 def masking(

@@ -97,6 +97,12 @@ def stored_dtype(model_dir: str) -> str | None:
   return description and description['model']['dtype']
 
 
+def stored_task_name(model_dir: str) -> str | None:
+  """Return the name of the data set of the run that lies there, if it was given one."""
+  description = read_json(os.path.join(model_dir, 'config.json'))
+  return description and description.get('task_name')
+
+
 class Origin(NamedTuple):
   """What a run started from, as its config.json tells; see `lra_tasks.pretrained.Pretrained`."""
 

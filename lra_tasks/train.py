@@ -21,7 +21,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from kl_flax.models import get_row, make_model
+from kl_flax.models import get_row, ignores_padding, make_model
 from lra_tasks import configuration, optimizer, parallel, rundir, steps, tasks
 from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.console import set_up_logging
@@ -86,6 +86,7 @@ def train(
   parallel.start()
   parallel.check_batch_size(fields['batch_size'])
   resume = fields['restore_checkpoints'] or test_only
+  task_name = task_name or rundir.stored_task_name(model_dir)
   origin = Pretrained(init_from) if init_from else rundir.stored_origin(model_dir)
   fields = fields | {'pretrained': origin.label if origin else ''}
   rundir.check_run(model_dir, fields, source, resume=resume)
@@ -110,7 +111,9 @@ def train(
   shapes |= {'num_inputs': spec.num_inputs, 'masking': configuration.masking(fields, tokenizer)}
   shapes['share'] = parallel.share()
   data = pipeline.train_batches(read('train'), seed=fields['random_seed'], **shapes)
-  shapes['trim'] = configuration.ignores_padding(fields)
+  arguments = configuration.model_arguments(fields, builder.num_classes, tokenizer)
+  model = make_model(**arguments)
+  shapes['trim'] = ignores_padding(model)
   validation = pipeline.Evaluation(
     read('validation'), num_batches=fields['num_eval_steps'], **shapes
   )
@@ -120,9 +123,7 @@ def train(
     # From here on a signal asks to save and stop; before, there is nothing to save.
     preemption = stack.enter_context(parallel.Preemption())
 
-    # Model, optimiser, state: a function of the config alone.
-    arguments = configuration.model_arguments(fields, builder.num_classes, tokenizer)
-    model = make_model(**arguments)
+    # Optimiser and state: a function of the config alone, as the model.
     schedule, adamw = optimizer.of_config(fields)
     init = jax.jit(functools.partial(steps.init_state, model, adamw))
     state = init(seed=np.uint32(fields['random_seed']))

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from kl_flax.tokenizers import ByteTokenizer
 from lra_tasks import rundir
 from lra_tasks.files import read_json
 
@@ -130,3 +131,15 @@ def test_results_tell_draws_apart():
   sums |= {'accuracy_by_draw': np.array([9.0])}
   found = rundir.results(about, sums, [], eval_samples=1, **options)
   assert (found['accuracy_of_one_draw'], found['accuracy_sd_of_draws']) == (9 / 16, None)
+
+
+def test_what_a_run_was_told_at_its_start_is_stored(tmp_path):
+  assert rundir.stored_task_name(str(tmp_path)) is None
+  assert rundir.stored_origin(str(tmp_path)) is None
+  about = description(pretrained='wikitext/m/id/seed0/step1')
+  about |= {'task_name': 'agnews', 'init_from': '/a', 'tokenizer': {'type': 'bytes'}}
+  open_run(str(tmp_path), about, STATE, resume=True)
+  assert rundir.stored_task_name(str(tmp_path)) == 'agnews'
+  found = rundir.stored_origin(str(tmp_path))
+  assert (found.label, found.model_dir) == ('wikitext/m/id/seed0/step1', '/a')
+  assert found.tokenizer == ByteTokenizer()
