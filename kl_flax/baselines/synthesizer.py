@@ -32,8 +32,9 @@ class SynthesizerAttention(nn.Module):
   several components the learned weights a_n are positive and add up to 1; they are equal at first.
   What no component reads has no projection: random logits alone need neither queries nor keys.
 
-  All modes take the memory of softmax attention, [b, h, l, l]: factors save parameters alone,
-  H·L·rank·2 instead of H·L², since the softmax is over L keys.
+  Logits that read no input are the same for all examples: random modes take memory for [h, l, l].
+  All others, and dropout of the attention weights, take that of softmax attention, [b, h, l, l].
+  Factors save parameters alone, H·L·rank·2 instead of H·L², since the softmax is over L keys.
 
   Unlike the Long Range Arena's code: it masks nothing without the dot product, and lets padding in.
   Its dense logits are reshaped from [l, h, L] to [h, l, L], which mixes heads with positions, and
@@ -102,18 +103,16 @@ class SynthesizerAttention(nn.Module):
       dots = jnp.einsum('blhd,bshd->bhls', query, key, preferred_element_type=jnp.float32)
       logits.append(dots * query.shape[-1] ** -0.5)
     logits = self._mix(logits)
-    if key_mask is not None:
-      mask = key_mask[:, None, None, :]
-      # Finite, so that a row without any valid key has no NaN in its gradient.
-      logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
+    if key_mask is None:
+      key_mask = jnp.ones(value.shape[:2], bool)
+    if len(logits) == 1 and (deterministic or not self.dropout_rate):
+      return attend_alike(logits[0], value, key_mask)
+    # Finite, so that a row without any valid key has no NaN in its gradient.
+    logits = jnp.where(key_mask[:, None, None], logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    # Without a mask and without inputs the weights are those of all examples.
-    weights = jnp.broadcast_to(weights, (value.shape[0], *weights.shape[1:]))
     weights = Dropout(self.dropout_rate)(weights, deterministic=deterministic)
     out = jnp.einsum('bhls,bshe->blhe', weights, value)
-    if key_mask is None:
-      return out
-    return jnp.where(jnp.any(mask, axis=-1, keepdims=True), out, 0)
+    return jnp.where(jnp.any(key_mask, axis=-1)[:, None, None, None], out, 0)
 
   def _synthesize(self, component, query, length, heads):
     """Return the logits of a component, float32[b or 1, h, l, l]."""
@@ -136,3 +135,21 @@ class SynthesizerAttention(nn.Module):
       return logits[0]
     weights = self.param('mixture', nn.initializers.zeros, (len(logits),))
     return sum(w * x for w, x in zip(jax.nn.softmax(weights), logits, strict=True))
+
+
+def attend_alike(
+  logits: Float[Array, 'h l s'], value: Float[Array, 'b s h e'], key_mask: Bool[Array, 'b s']
+) -> Float[Array, 'b l h e']:
+  """Return softmax(logits) V where only the mask tells examples apart; without valid keys, zeros.
+
+  The largest exponential of a row is 1, that of a padded key if it so happens: should all valid
+  keys of an example have logits that are lower by more than 80, their weights are lost.
+  """
+  exponentials = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+  exponentials = exponentials.astype(value.dtype)
+  valid = jnp.where(key_mask[..., None, None], value, 0)
+  total = einsum_float32('hls,bs->blh', exponentials, key_mask.astype(value.dtype))
+  total = jnp.where(total > 0, total, jnp.inf)
+  return (einsum_float32('hls,bshe->blhe', exponentials, valid) / total[..., None]).astype(
+    value.dtype
+  )

@@ -13,6 +13,7 @@ from kl_flax.orthogonal import (
   OrthogonalGaussian,
   StructuredOrthogonal,
   draw_lengths,
+  random_rotation,
   structured_frequencies,
 )
 from kl_flax.spectral import as_weighted
@@ -116,6 +117,34 @@ def test_blocks_of_orthogonal_frequencies():
   assert_mean(directions, 0)
   assert_mean(directions**2, 1 / head_dim)
   assert_mean(directions[:, :4] * directions[:, 4:8], 0)  # Blocks are independent.
+
+
+def test_random_rotation_is_the_product_of_its_reflections():
+  noise = np.random.default_rng(0).normal(size=(2, 3, 7, 7)).astype(np.float32)
+  noise[0, 0, 6, 6] = 0.0  # Has no direction.
+  rotations = jax.jit(random_rotation)(noise)
+  assert rotations.dtype == jnp.float32
+  for index in np.ndindex(2, 3):
+    expected, signs = np.eye(7), []
+    for i, column in enumerate(noise[index].T.astype(np.float64)):
+      x = np.where(np.arange(7) < i, 0, column)
+      sign = -1 if x[i] < 0 else 1
+      v = x + sign * max(np.linalg.norm(x), 1e-9) * np.eye(7)[i]
+      expected = expected @ (np.eye(7) - 2 * np.outer(v, v) / (v @ v))
+      signs.append(-sign)
+    np.testing.assert_allclose(rotations[index], expected * signs, atol=2e-6)
+
+
+def test_random_rotations_are_uniformly_distributed():
+  """Second and fourth moments of the Haar measure (Collins & Śniady 2006)."""
+  n = 4
+  q = np.asarray(jax.jit(random_rotation)(jax.random.normal(jax.random.key(2), (40_000, n, n))))
+  assert_mean(q, 0)
+  assert_mean(q**2, 1 / n)
+  assert_mean(q**4, 3 / (n * (n + 2)))
+  assert_mean(q[:, 0, 0] ** 2 * q[:, 1, 1] ** 2, (n + 1) / (n * (n - 1) * (n + 2)), 1e-3)
+  assert_mean(q[:, 0, 0] * q[:, 1, 1] * q[:, 0, 1] * q[:, 1, 0], -1 / (n * (n - 1) * (n + 2)), 1e-3)
+  assert_mean(np.linalg.det(q), 0)  # Reflections are as frequent as rotations.
 
 
 def test_moments_of_independent_frequencies():

@@ -85,12 +85,28 @@ def test_masked_positions_do_not_count(mode, dot_product):
   assert_masked_positions_do_not_count(make_module(mode, dot_product), 7, 5)
 
 
-def test_rows_without_valid_keys_give_zeros_and_finite_gradients():
-  assert_rows_without_keys_are_zero(make_module(*MODES[5]), 7)
+@pytest.mark.parametrize('mode', [MODES[0], MODES[5]])
+def test_rows_without_valid_keys_give_zeros_and_finite_gradients(mode):
+  assert_rows_without_keys_are_zero(make_module(*mode), 7)
 
 
-def test_bfloat16():
-  assert_bfloat16_is_close(make_module(*MODES[5]), 12)
+@pytest.mark.parametrize('mode', [MODES[1], MODES[5]])
+def test_bfloat16(mode):
+  assert_bfloat16_is_close(make_module(*mode), 12)
+
+
+def test_logits_that_read_no_input_are_computed_once_for_all_examples():
+  for mode, rate, count in [('random', 0.0, 0), ('random', 0.5, 1), ('dense', 0.0, 1)]:
+    module = make_module(mode, False, dropout_rate=rate)
+    inputs, mask = make_inputs(7)
+    params = jax.tree.map(jax.numpy.asarray, make_params(module, inputs))
+    step = lambda query, key, value, module=module, params=params, mask=mask: module.apply(
+      {'params': params},
+      query, key, value, jax.numpy.asarray(mask),
+      deterministic=False,
+      rngs={'dropout': jax.random.key(0)},
+    )  # fmt: skip
+    assert ('f32[2,2,7,7]' in str(jax.make_jaxpr(step)(*inputs))) == count
 
 
 def test_dropout():
