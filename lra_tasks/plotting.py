@@ -10,6 +10,9 @@ _COLORS = {
   'gmm_rks': '#1f77b4', 'gmm_prf': '#17becf', 'fastfood_rks': '#2ca02c', 'fastfood_prf': '#98df8a',
   'generative_rks': '#9467bd', 'generative_prf': '#c5b0d5', SOFTMAX: '#d62728',
   'performer': '#ff7f0e', 'linear_transformer': '#8c564b', 'prf': '#bcbd22', 'rks': '#7f7f7f',
+  'local': '#e377c2', 'longformer': '#393b79', 'bigbird': '#637939',
+  'sparse_transformer': '#e7969c', 'linformer': '#e6ab02', 'reformer': '#7b4173',
+  'sinkhorn': '#3182bd', 'synthesizer': '#000000',
 }  # fmt: skip
 # Of models without a colour of their own.
 _OTHERS = ('#e377c2', '#aec7e8', '#ffbb78', '#ff9896', '#c49c94', '#f7b6d2', '#dbdb8d', '#9edae5')

@@ -116,10 +116,7 @@ def crossover(points: Sequence[Point]) -> Any:
       times = [1e6 * p.values[name] / (p.batch * p.length) for p in line]
       axis.plot(lengths, times, **_style(series))
     axis.set(title=name, xlabel='length', yscale='log')
-    axis.set_xscale('log', base=2)
-    lengths = sorted({point.length for point in points})
-    axis.set_xticks(lengths, [_short(length) for length in lengths])
-    axis.grid(alpha=0.3)
+    _mark_lengths(axis, points)
   axes[0].set_ylabel('time per token, ns')
   figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper')
   return _signed(figure, points)
@@ -131,13 +128,16 @@ def memory_over_length(points: Sequence[Point]) -> Any:
   if len({point.length for point in points}) < 2:
     return None
   figure, (axis,) = new_figure(1)
-  for series, line in _by_series(points).items():
-    memory = [p.values['step, whole memory'] / _GIB for p in line]
-    axis.plot([p.length for p in line], memory, **_style(series))
+  memory = lambda point: point.values['step, whole memory'] / _GIB
+  groups = _by_series(points)
+  for series in sorted(groups, key=lambda s: -memory(groups[s][-1])):  # As lines end.
+    line = groups[series]
+    axis.plot([p.length for p in line], list(map(memory, line)), **_style(series))
   axis.set(xlabel='length', ylabel='memory of a training step, GiB')
+  axis.set_yscale('log', base=2)
   axis.set_title(points[0].task)
-  axis.set_ylim(bottom=0)
-  axis.grid(alpha=0.3)
+  _mark_lengths(axis, points)
+  axis.yaxis.set_major_formatter('{x:g}')
   figure.legend(loc='outside right upper')
   return _signed(figure, points)
 
@@ -213,6 +213,13 @@ def _style(series: str) -> dict[str, Any]:
   model, _, program = series.partition(' ')
   line = '--' if program else '-'
   return {'label': label(series), 'color': color(model), 'linestyle': line, 'marker': '.'}
+
+
+def _mark_lengths(axis: Any, points: Sequence[Point]) -> None:
+  lengths = sorted({point.length for point in points})
+  axis.set_xscale('log', base=2)
+  axis.set_xticks(lengths, [_short(length) for length in lengths])
+  axis.grid(alpha=0.3)
 
 
 def _short(length: int) -> str:
