@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -34,13 +35,23 @@ class Dropout(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, '*n'], *, deterministic: bool = True) -> Float[Array, '*n']:
     """Return x with dropout, or x as it is."""
+    return self.drawn(deterministic=deterministic)(x)
+
+  def drawn(self, *, deterministic: bool = True) -> Callable[..., Array]:
+    """Return the same as a pure function (x, number=0) -> x, whose key is drawn now.
+
+    For use inside of transformations such as `jax.checkpoint`, where modules cannot be called.
+    Arrays that need masks of their own have different numbers.
+    """
     if not 0 <= self.rate <= 1:
       raise ValueError(f'the dropout rate must be in [0, 1], got {self.rate}')
     if deterministic or not self.rate:
-      return x
+      return lambda x, number=0: x
     if self.rate == 1:
-      return jnp.zeros_like(x)
-    return dropout(x, self.make_rng('dropout'), self.rate)
+      return lambda x, number=0: jnp.zeros_like(x)
+    key = self.make_rng('dropout')
+    numbered = lambda number: jax.random.fold_in(key, number) if number else key
+    return lambda x, number=0: dropout(x, numbered(number), self.rate)
 
 
 def keep_mask(key: PRNGKeyArray, shape: tuple[int, ...], rate: float) -> Bool[Array, '...']:

@@ -73,7 +73,7 @@ class BigBirdAttention(nn.Module):
       block_size=self.block_size,
       find_keys=lambda blocks: [neighbours(blocks), *self._random(blocks)],
       num_global=self.num_global_blocks * self.block_size,
-      drop=functools.partial(Dropout(self.dropout_rate), deterministic=deterministic),
+      drop=Dropout(self.dropout_rate).drawn(deterministic=deterministic),
     )
 
   def _random(self, blocks: Blocks) -> list[Keys]:

@@ -7,6 +7,7 @@ value size.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -60,12 +61,13 @@ def block_attention(
   find_keys: Callable[[Blocks], Sequence[Keys]],
   num_global: int = 0,
   global_inputs: Sequence[Float[Array, 'b l h f']] | None = None,
-  drop: Callable[[Array], Array] = lambda weights: weights,
+  drop: Callable[[Array, int], Array] = lambda weights, number: weights,
 ) -> Float[Array, 'b l h e']:
   """Return attention by a pattern of blocks, with some global positions before them.
 
   The first positions are global: they attend to all, and all attend to them. The pattern is about
-  the others alone and begins behind them. Lengths need not be multiples of the block.
+  the others alone and begins behind them. Lengths need not be multiples of the block. For gradients
+  everything is computed again: what it saves is many times as large as what it is called with.
 
   Args:
     query, key, value: of one length.
@@ -76,7 +78,7 @@ def block_attention(
     num_global: number of global positions.
     global_inputs: queries, keys and values for the rows of the global positions, where they are
       others than those above.
-    drop: dropout of the attention weights.
+    drop: dropout of attention weights as a pure function: `kl_flax.dropout.Dropout.drawn`.
 
   Raises:
     ValueError: for lengths that differ, or a key mask that is none.
@@ -87,20 +89,25 @@ def block_attention(
     )
   check_key_mask(key_mask, key)
   valid = valid_positions(key_mask, 1, key.shape[1])
-  shared, outputs = [], []
-  if num_global:
-    global_query, *others = global_inputs or (query, key, value)
-    everything = Keys(*others, valid[:, None, None, None], 'bshd')
-    outputs.append(_attend(global_query[:, None, :num_global], [everything], drop)[:, 0])
-    first_key, first_value, first_valid = (x[:, :num_global] for x in (key, value, valid))
-    shared = [Keys(first_key, first_value, first_valid[:, None, None, None], 'bshd')]
-    query, key, value, valid = (x[:, num_global:] for x in (query, key, value, valid))
-  if length := query.shape[1]:
-    size = min(block_size, length)
-    blocks = Blocks(*(cut(x, size) for x in (key, value, valid)))
-    out = _attend(cut(query, size), [*shared, *find_keys(blocks)], drop)
-    outputs.append(join(out, length))
-  return jnp.concatenate(outputs, axis=1).astype(query.dtype)
+
+  @jax.checkpoint
+  def attend(query, key, value, global_inputs):
+    shared, outputs, valid_keys = [], [], valid
+    if num_global:
+      global_query, *others = global_inputs or (query, key, value)
+      everything = Keys(*others, valid[:, None, None, None], 'bshd')
+      outputs.append(_attend(global_query[:, None, :num_global], [everything], drop)[:, 0])
+      first_key, first_value, first_valid = (x[:, :num_global] for x in (key, value, valid))
+      shared = [Keys(first_key, first_value, first_valid[:, None, None, None], 'bshd')]
+      query, key, value, valid_keys = (x[:, num_global:] for x in (query, key, value, valid))
+    if length := query.shape[1]:
+      size = min(block_size, length)
+      blocks = Blocks(*(cut(x, size) for x in (key, value, valid_keys)))
+      out = _attend(cut(query, size), [*shared, *find_keys(blocks)], drop, number=1)
+      outputs.append(join(out, length))
+    return jnp.concatenate(outputs, axis=1).astype(query.dtype)
+
+  return attend(query, key, value, global_inputs)
 
 
 def own_block(blocks: Blocks) -> Keys:
@@ -134,26 +141,28 @@ def _beside(x, beside):
   return jnp.concatenate([x[:, i : i + num] for i in range(1 + 2 * beside)], axis=2)
 
 
-def _attend(query, sets, drop):
+def _attend(query, sets, drop, number=0):
   """Return one softmax over several sets of keys, for queries [b, n, q, h, d], float32.
 
-  Rows without valid keys give zeros.
+  Rows without valid keys give zeros. Dropout's masks are numbered from `number` on.
   """
-  logits, allowed = [], jnp.zeros((1,) * 5, bool)
+  logits = []
   for keys in sets:
     product = _product(f'bnqhd,{keys.axes}->bnhqs', query, keys.key) * query.shape[-1] ** -0.5
-    # Finite, so that a row without any valid key has no NaN in its gradient.
-    logits.append(jnp.where(keys.mask, product, jnp.finfo(product.dtype).min))
-    allowed = allowed | jnp.any(keys.mask, axis=-1, keepdims=True)
-  weights = jax.nn.softmax(jnp.concatenate(logits, axis=-1), axis=-1)
-  weights = drop(weights.astype(query.dtype))
-  out, start = 0, 0
-  for keys, part in zip(sets, logits, strict=True):
-    stop = start + part.shape[-1]
+    logits.append(jnp.where(keys.mask, product, -jnp.inf))
+  largest = [jnp.max(part, axis=-1, keepdims=True) for part in logits]
+  largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, largest))
+  # Finite, so that a row without any valid key has no NaN.
+  largest = jnp.maximum(largest, jnp.finfo(largest.dtype).min)
+  out, total = 0, 0
+  for i, (keys, part) in enumerate(zip(sets, logits, strict=True)):
+    weights = jnp.exp(part - largest)
+    total += jnp.sum(weights, axis=-1)
+    weights = drop(weights.astype(query.dtype), number + i)
     axes = keys.axes.replace('d', 'e')
-    out += _product(f'bnhqs,{axes}->bnqhe', weights[..., start:stop], keys.value)
-    start = stop
-  return jnp.where(jnp.swapaxes(allowed, 2, 3), out, 0)
+    out += _product(f'bnhqs,{axes}->bnqhe', weights, keys.value)
+  total = jnp.swapaxes(total, 2, 3)[..., None]
+  return out / jnp.where(total > 0, total, 1)
 
 
 def _product(spec, a, b):

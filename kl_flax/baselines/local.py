@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
@@ -57,5 +55,5 @@ class LocalAttention(nn.Module):
       key_mask,
       block_size=self.block_size,
       find_keys=lambda blocks: [own_block(blocks)],
-      drop=functools.partial(Dropout(self.dropout_rate), deterministic=deterministic),
+      drop=Dropout(self.dropout_rate).drawn(deterministic=deterministic),
     )

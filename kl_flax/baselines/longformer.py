@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
@@ -84,5 +82,5 @@ class LongformerAttention(nn.Module):
       find_keys=lambda blocks: [neighbours(blocks, distance=size // 2)],
       num_global=self.num_global_tokens,
       global_inputs=None if global_query is None else (global_query, global_key, global_value),
-      drop=functools.partial(Dropout(self.dropout_rate), deterministic=deterministic),
+      drop=Dropout(self.dropout_rate).drawn(deterministic=deterministic),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Literal, get_args
 
 import flax.linen as nn
@@ -86,7 +85,7 @@ class SparseTransformerAttention(nn.Module):
       block_size=self.block_size,
       find_keys=self._fixed if self.pattern == 'fixed' else self._strided,
       num_global=self.num_global_tokens,
-      drop=functools.partial(Dropout(self.dropout_rate), deterministic=deterministic),
+      drop=Dropout(self.dropout_rate).drawn(deterministic=deterministic),
     )
 
   def _fixed(self, blocks: Blocks) -> list[Keys]:
