@@ -85,6 +85,14 @@ def restore(model_dir: str, step: int | None = None) -> tuple[int, Any]:
       ) from error
 
 
+def has_checkpoint(model_dir: str | os.PathLike[str]) -> bool:
+  """Return whether a run's directory holds a complete checkpoint; nothing of it is read."""
+  try:
+    return any(name.isdigit() for name in os.listdir(os.path.join(model_dir, 'checkpoints')))
+  except (FileNotFoundError, NotADirectoryError):
+    return False
+
+
 def checksum(state: Any) -> int:
   """Return the CRC-32 of all leaves, with their names and shapes, in the order of their names.
 

@@ -72,9 +72,11 @@ class Vote:
   def relative_deviation(self) -> np.ndarray:
     """Standard deviation of the log-odds over the absolute value of their mean, float64[n].
 
-    The paper's relative standard deviation (RSD), which it defines for two classes.
+    The paper's relative standard deviation (RSD), which it defines for two classes. It is infinite
+    where the mean is 0, and NaN where all log-odds are.
     """
-    return self.log_odds.std(axis=1) / np.abs(self.log_odds.mean(axis=1))
+    with np.errstate(divide='ignore', invalid='ignore'):
+      return self.log_odds.std(axis=1) / np.abs(self.log_odds.mean(axis=1))
 
 
 class Predictor:
@@ -181,7 +183,7 @@ class Predictor:
     logits = np.zeros((len(draws), len(tokens), self.model.num_classes), np.float64)
     for rows, batch, lengths in self._batches(tokens, alone=True):
       logits[:, rows] = self._draw(self.params, batch, lengths, draws)[:, : len(rows)]
-    return _count(np.broadcast_to(logits, (samples, *logits.shape[1:])))
+    return count_votes(np.broadcast_to(logits, (samples, *logits.shape[1:])))
 
   def warm_up(
     self, lengths: Iterable[int] | None = None, batch_sizes: Iterable[int] = (1, _BATCH_SIZE)
@@ -384,8 +386,13 @@ def _describe(path: str) -> tuple[Classifier | DualClassifier, Tokenizer, dict[s
   return model, tokenizer, more
 
 
-def _count(logits: np.ndarray) -> Vote:
-  """Return the vote of logits [samples, n, c]."""
+def count_votes(logits: np.ndarray) -> Vote:
+  """Return the vote on n inputs, computed in float64.
+
+  Args:
+    logits: float[samples, n, num_classes], of each draw of the frequencies.
+  """
+  logits = np.asarray(logits, np.float64)
   _, n, num_classes = logits.shape
   probabilities = _exp_normalised(logits).mean(axis=0)
   votes = np.zeros((n, num_classes), np.int32)

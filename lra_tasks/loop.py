@@ -13,10 +13,12 @@ import jax
 import numpy as np
 
 from kl_flax.checkpoints import ranking
+from kl_flax.predictor import count_votes
 from lra_tasks import parallel
 from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.console import Progress
 from lra_tasks.data.pipeline import Batch
+from lra_tasks.metrics import Votes
 from lra_tasks.run_log import RunLog, means
 
 logger = logging.getLogger(__name__)
@@ -188,14 +190,22 @@ def evaluate(
   state: Any,
   batches: Iterable[Batch],
   stop: Callable[[], bool] = lambda: False,
-) -> dict[str, np.ndarray] | None:
-  """Return the sums over all batches, in float64; None if asked to stop meanwhile."""
+) -> dict[str, Any] | None:
+  """Return the sums over all batches, in float64; None if asked to stop meanwhile.
+
+  'votes' are the `VoteMetrics` of all examples where the step makes several draws, else None.
+  """
   total: dict[str, Any] = collections.defaultdict(float)
   pending: collections.deque[Any] = collections.deque()
+  votes = Votes()
 
   def take(keep: int) -> None:
     while len(pending) > keep:
-      for name, value in parallel.to_host(pending.popleft()).items():
+      sums = parallel.to_host(pending.popleft())
+      if draws := sums.pop('draws', None):
+        real = draws['weights'] > 0  # The others fill up the batch.
+        votes.add(count_votes(draws['logits'][:, real]), draws['targets'][real])
+      for name, value in sums.items():
         total[name] = total[name] + value.astype(np.float64)
 
   for batch in batches:
@@ -204,4 +214,4 @@ def evaluate(
     pending.append(eval_step(state, parallel.split(batch)))
     take(_RUN_AHEAD)
   take(0)
-  return dict(total)
+  return {**total, 'votes': votes.metrics()}

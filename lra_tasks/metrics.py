@@ -1,16 +1,23 @@
-"""Metrics of classification, from confusion matrices.
+"""Metrics of classification, from confusion matrices and from votes.
 
 A confusion matrix is int[c, c]: row i holds the examples of class i by the class that was
 predicted. It is a sum over examples, so that batches and processes add up. The names are those of
 GLUE (Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language
 Understanding", ICLR 2019).
+
+A vote is what several draws of the frequencies predict. Its metrics are those of the KL-Transformer
+paper, section 4.1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+  from kl_flax.predictor import Vote
 
 
 def accuracy(confusion: np.ndarray) -> float:
@@ -79,6 +86,54 @@ METRICS: dict[str, Callable[[np.ndarray], float]] = {
   'f1': f1,
   'matthews': matthews,
 }
+
+
+class VoteMetrics(NamedTuple):
+  """How far the draws of the frequencies agree on a split; fractions, not percentages.
+
+  Attributes:
+    voting_accuracy: of the class that most draws predict (VA).
+    inconsistency: share of draws that do not predict it, mean over the examples (PI).
+    median_deviation: standard deviation over the draws by |mean| of the log-odds (RSD), median over
+      the examples.
+    mean_deviation: its mean. Both are infinite or NaN where deviations of examples are: see
+      `Vote.relative_deviation`.
+  """
+
+  voting_accuracy: float
+  inconsistency: float
+  median_deviation: float
+  mean_deviation: float
+
+
+class Votes:
+  """Votes on a split, batch by batch.
+
+  Each example leaves three numbers: the median over all of them is exact.
+  """
+
+  def __init__(self) -> None:
+    self._voted: list[np.ndarray] = []
+    self._inconsistency: list[np.ndarray] = []
+    self._deviation: list[np.ndarray] = []
+
+  def add(self, vote: Vote, targets: np.ndarray) -> None:
+    """Add the vote on n examples whose true classes are int[n]."""
+    self._voted.append(vote.labels == targets)
+    self._inconsistency.append(vote.inconsistency)
+    self._deviation.append(vote.relative_deviation)
+
+  def metrics(self) -> VoteMetrics | None:
+    """Return the metrics of all examples; None if there was none."""
+    if not sum(map(len, self._voted)):
+      return None
+    deviation = np.concatenate(self._deviation)
+    return VoteMetrics(
+      voting_accuracy=float(np.mean(np.concatenate(self._voted))),
+      inconsistency=float(np.mean(np.concatenate(self._inconsistency))),
+      median_deviation=float(np.median(deviation)),
+      mean_deviation=float(np.mean(deviation)),
+    )
 
 
 def _checked(confusion: np.ndarray) -> np.ndarray:

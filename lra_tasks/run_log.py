@@ -26,8 +26,8 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   return records
 
 
-# Sums that stand for themselves.
-_NO_MEANS = ('weight', 'labels', 'accuracy_by_draw', 'confusion_by_draw')
+# Sums that stand for themselves, and what is none.
+_NO_MEANS = ('weight', 'labels', 'accuracy_by_draw', 'confusion_by_draw', 'votes')
 
 
 def means(sums: Mapping[str, np.ndarray], prefix: str) -> dict[str, float]:

@@ -313,7 +313,7 @@ def _check_writable(model_dir: str, state: Any, checkpoints: int) -> None:
 
 def results(
   description: Mapping[str, Any],
-  sums: Mapping[str, np.ndarray],
+  sums: Mapping[str, Any],
   records: list[dict[str, Any]],
   *,
   split: str,
@@ -325,7 +325,7 @@ def results(
 
   Args:
     description: contents of config.json.
-    sums: of the evaluation, label counts included.
+    sums: from `lra_tasks.loop.evaluate`, label counts included.
     records: of metrics.jsonl.
     split: what was evaluated.
     steps: number of training steps taken.
@@ -349,6 +349,8 @@ def results(
     # One pass over the split, as for a model without draws; and how far passes are apart.
     'accuracy_of_one_draw': float(by_draw[0]),
     'accuracy_sd_of_draws': float(np.std(by_draw, ddof=1)) if eval_samples > 1 else None,
+    # How far draws agree on each example; left out where there is one, or nothing to vote on.
+    **(sums['votes']._asdict() if sums.get('votes') else {}),
     'loss': final['loss'],
     **_metrics(description, sums),
     'examples': round(float(np.sum(sums['labels'])) / eval_samples),

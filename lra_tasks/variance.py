@@ -1,9 +1,9 @@
 """How much the draws of the frequencies change what trained models predict.
 
-  python -m lra_tasks.variance RUN [RUN ...] [--split=test] [--samples=100] [--out=DIR]
+  python -m lra_tasks.variance DIR [DIR ...] [--split=test] [--samples=N] [--out=DIR]
 
-Each RUN is the --model_dir of a run of `lra_tasks.train`. Every example is predicted with so many
-draws, and the KL-Transformer paper's section 4.1 is measured on the whole split:
+Each DIR is the --model_dir of a run of `lra_tasks.train`, or a folder with finished runs anywhere
+below it. The KL-Transformer paper's section 4.1 is measured on the whole split:
 
   accuracy   mean over the draws
   voting     accuracy of the class that most draws predict (VA)
@@ -12,6 +12,12 @@ draws, and the KL-Transformer paper's section 4.1 is measured on the whole split
   RSD        standard deviation over draws / |mean| of the log-odds, median over examples; the mean,
              which a few examples near the border decide, is in the file
 
+Where results.json has these metrics, of the split and the number of draws that are asked for, they
+are taken from there: no checkpoint is needed, and by default any number will do. It has those of
+the test split if the run was evaluated with eval_samples above 1. Otherwise every example is
+predicted with N draws (100 by default) and the best checkpoint. Below a folder, runs that cannot be
+measured in either way are left out and counted, as are those of models that draw nothing.
+
 --out gets variance.json, a figure of each task with two runs or more (variance_TASK.png, the
 paper's Figure 5), and with three or more how the metrics go together (correlations_TASK.png,
 Figures 9 and 10).
@@ -19,6 +25,7 @@ Figures 9 and 10).
 
 from __future__ import annotations
 
+import collections
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,16 +35,26 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import app, flags
 
+from kl_flax.checkpoints import has_checkpoint
+from kl_flax.models import get_row
 from kl_flax.predictor import Predictor
 from lra_tasks import configuration, rundir, tasks
 from lra_tasks.console import set_up_logging, show_progress
 from lra_tasks.data import pipeline
 from lra_tasks.files import read_json, write_json
+from lra_tasks.metrics import VoteMetrics, Votes
 from lra_tasks.plotting import color, label, new_figure, save
+from lra_tasks.reporting import results
 from lra_tasks.tasks import get_task
 
 # Examples whose votes are counted at a time.
 _CHUNK = 256
+# Draws of the frequencies, if no number is asked for.
+_SAMPLES = 100
+_WAY_OUT = (
+  'name runs with checkpoints, or add the metrics to results.json where those are: '
+  'python -m lra_tasks.train --test_only, with eval_samples above 1'
+)
 
 
 class Variance(NamedTuple):
@@ -52,10 +69,10 @@ class Variance(NamedTuple):
     examples: their number.
     samples: draws.
     accuracy: mean over the draws.
-    voting_accuracy: of the majority's class (VA).
-    inconsistency: mean over the examples (PI).
-    median_deviation: median over the examples of the relative standard deviation (RSD).
-    mean_deviation: its mean.
+    voting_accuracy: this and the others as in `lra_tasks.metrics.VoteMetrics`.
+    inconsistency: likewise.
+    median_deviation: likewise.
+    mean_deviation: likewise.
   """
 
   model: str
@@ -90,26 +107,15 @@ def measure(
   Raises:
     ValueError: if there is no example.
   """
-  right, voted, inconsistency, deviation = [], [], [], []
+  right, votes = [], Votes()
   for inputs, targets in _chunks(examples):
     vote = predictor.vote(inputs, samples, encoded=True)
     right.append(vote.votes[np.arange(len(targets)), targets] / samples)
-    voted.append(vote.labels == targets)
-    inconsistency.append(vote.inconsistency)
-    deviation.append(vote.relative_deviation)
-  if not right:
+    votes.add(vote, targets)
+  found = votes.metrics()
+  if found is None:
     raise ValueError('there is no example to measure on')
-  return {
-    'accuracy': _mean(right),
-    'voting_accuracy': _mean(voted),
-    'inconsistency': _mean(inconsistency),
-    'median_deviation': float(np.median(np.concatenate(deviation))),
-    'mean_deviation': _mean(deviation),
-  }
-
-
-def _mean(parts: Sequence[np.ndarray]) -> float:
-  return float(np.mean(np.concatenate(parts)))
+  return {'accuracy': float(np.mean(np.concatenate(right))), **found._asdict()}
 
 
 def _chunks(examples: Iterable[tuple[Any, int]]) -> Iterator[tuple[list[Any], np.ndarray]]:
@@ -186,13 +192,130 @@ def _examples(records, count, num_inputs, advance) -> Iterator[tuple[Any, int]]:
     advance(min(_CHUNK, count - start))
 
 
+# Results that were measured before.
+
+
+def read_result(
+  run: results.Run, *, split: str, samples: int | None = None, limit: int | None = None
+) -> Variance | None:
+  """Return what a run's own evaluation found; None if it did not find this.
+
+  Args:
+    run: a finished one.
+    split: that is asked for.
+    samples: number of draws; None for any.
+    limit: of examples; None for all. An evaluation has all.
+  """
+  found = {name: getattr(run, name) for name in VoteMetrics._fields}
+  fits = run.split == split and samples in (None, run.eval_samples)
+  if None in found.values() or not fits or (limit is not None and limit < run.examples):
+    return None
+  preset, count = run.preset or '', run.examples
+  return Variance(
+    run.model, preset, run.seed, run.task, split, count, run.eval_samples, run.accuracy, **found
+  )
+
+
+class Choice(NamedTuple):
+  """Which runs are to be measured; see `choose`.
+
+  Attributes:
+    runs: directory -> what its results.json has, or None where it is to be predicted with.
+    left_out: directory -> what keeps a run from being measured.
+  """
+
+  runs: dict[Path, Variance | None]
+  left_out: dict[Path, str]
+
+  @property
+  def notes(self) -> list[str]:
+    """Return a sentence on the results that were read, and one on the runs that are left out."""
+    notes, read = [], sum(found is not None for found in self.runs.values())
+    if read:
+      notes.append(f'Read from results.json, not predicted again: {read} of {len(self.runs)} runs.')
+    if self.left_out:
+      counts = collections.Counter(self.left_out.values())
+      reasons = ', '.join(f'{count} {reason}' for reason, count in counts.items())
+      notes.append(f'Runs left out: {reasons}.')
+    return notes
+
+
+def choose(directories: Sequence[str], **wanted: Any) -> Choice:
+  """Return the runs in and below directories; nothing is predicted yet.
+
+  Args:
+    directories: of runs, or of folders with finished runs below them.
+    **wanted: split, samples and limit as in `read_result`.
+
+  Raises:
+    OSError: if a run that was named has neither the metrics nor a checkpoint.
+    ValueError: if there is no run to measure.
+  """
+  choice = Choice({}, {})
+  for top in map(Path, directories):
+    run = results.read_folder(top)
+    if run is None and top.is_dir():
+      _choose_below(top, choice, wanted)
+    else:  # Of other runs than finished ones, `measure_run` says what is wrong.
+      choice.runs[top] = _choose_named(run, wanted) if isinstance(run, results.Run) else None
+  if not choice.runs:
+    raise ValueError(f'no run to measure. {" ".join(choice.notes)} To have some, {_WAY_OUT}')
+  return choice
+
+
+def _choose_named(run: results.Run, wanted: Mapping[str, Any]) -> Variance | None:
+  found, folder = read_result(run, **wanted), run.path.parent
+  if found or has_checkpoint(folder):
+    return found
+  if _draws_nothing(_model_arguments(folder)):
+    raise ValueError(f'{folder} is of a model that draws nothing: its predictions do not vary')
+  lacking, way_out = 'its results.json lacks the metrics of several draws', _WAY_OUT
+  if run.voting_accuracy is not None:
+    lacking = f'its results.json is of {run.eval_samples} draws on the whole {run.split} split'
+    way_out = 'leave --split, --samples and --limit out to take those'
+  raise FileNotFoundError(f'{folder} holds no checkpoint to predict with, and {lacking}: {way_out}')
+
+
+def _choose_below(top: Path, choice: Choice, wanted: Mapping[str, Any]) -> None:
+  found = results.load_results([top])
+  choice.left_out.update({run.path: 'not finished' for run in found.unfinished})
+  for run in found.runs:
+    folder, known = run.path.parent, read_result(run, **wanted)
+    obstacle = '' if known else _obstacle(folder)
+    if obstacle:
+      choice.left_out[folder] = obstacle
+    else:
+      choice.runs[folder] = known
+
+
+def _obstacle(folder: Path) -> str:
+  """Return what keeps a finished run from being predicted with; empty if nothing does."""
+  model = _model_arguments(folder)
+  if 'num_predictions' in model:
+    return 'that predict masked tokens'
+  if _draws_nothing(model):
+    return 'of models that draw nothing'
+  missing = 'with neither a checkpoint nor these metrics in results.json'
+  return '' if has_checkpoint(folder) else missing
+
+
+def _model_arguments(folder: Path) -> Mapping[str, Any]:
+  """Return those of config.json; none where results.json lies there alone."""
+  return (read_json(folder / 'config.json') or {}).get('model', {})
+
+
+def _draws_nothing(model: Mapping[str, Any]) -> bool:
+  return bool(model) and not get_row(model['model_type']).is_stochastic(model['attention'])
+
+
 # Tables and figures.
 
 
 def render(found: Sequence[Variance]) -> str:
-  """Return a table of all runs."""
+  """Return a table of all runs; numbers in which they differ are columns, others in the title."""
   header = ('model', 'preset', 'seed', 'task', 'accuracy', 'voting', 'gain', 'PI %', 'RSD')
-  rows = [header]
+  sizes = {(v.samples, v.examples) for v in found}
+  rows = [header + ('draws', 'examples') * (len(sizes) > 1)]
   for v in found:
     rows.append(
       (
@@ -205,6 +328,7 @@ def render(found: Sequence[Variance]) -> str:
         f'{v.gain:.4f}',
         f'{100 * v.inconsistency:.2f}',
         f'{v.median_deviation:.3f}',
+        *((f'{v.samples}', f'{v.examples:,}') if len(sizes) > 1 else ()),
       )
     )
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -217,6 +341,8 @@ def render(found: Sequence[Variance]) -> str:
     lines.append('  '.join(cells).rstrip())
   first = found[0]
   title = f'{first.samples} draws of each of {first.examples:,} examples ({first.split} split)'
+  if len(sizes) > 1:
+    title = f'{first.split} split'
   return '\n'.join([title, '', lines[0], '─' * max(map(len, lines)), *lines[1:]])
 
 
@@ -237,7 +363,8 @@ def draw_metrics(found: Sequence[Variance]) -> Any:
   for v in found:
     axes[0].bar([0], [0], color=color(v.model), label=_name(v))
   figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper', frameon=False)
-  figure.supxlabel(f'{found[0].task}, {found[0].split} split, {found[0].samples} draws', fontsize=8)
+  draws = ' or '.join(map(str, sorted({v.samples for v in found})))
+  figure.supxlabel(f'{found[0].task}, {found[0].split} split, {draws} draws', fontsize=8)
   return figure
 
 
@@ -299,7 +426,11 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Define the command's flags; not at import, so that commands can share names."""
   define = lambda kind, *arguments: kind(*arguments, flag_values=flag_values)
   define(flags.DEFINE_string, 'split', 'test', 'train, validation or test.')
-  define(flags.DEFINE_integer, 'samples', 100, 'Draws of the frequencies for each example.')
+  define(
+    flags.DEFINE_integer, 'samples', None,
+    'Draws of the frequencies for each example; by default as many as the metrics in results.json '
+    'are of, or 100 where it has none.',
+  )  # fmt: skip
   define(flags.DEFINE_integer, 'limit', None, 'Examples, the first of the split; by default all.')
   define(flags.DEFINE_string, 'out', None, 'Directory for variance.json and figures.')
   define(
@@ -309,7 +440,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
-  """Measure the runs `argv[1:]`; return the exit code: 0, or 1 after an error."""
+  """Measure the runs in and below `argv[1:]`; return the exit code: 0, or 1 after an error."""
   set_up_logging()
   try:
     if len(argv) < 2:
@@ -320,9 +451,14 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
       value = flag_values[name].value
       if value is not None and value < least:
         raise ValueError(f'--{name} must be at least {least}, got {value}')
-    options = {name: flag_values[name].value for name in ('split', 'samples', 'limit', 'source')}
-    found = [measure_run(run, data_dir=flag_values.data_dir, **options) for run in argv[1:]]
-    print(render(found))
+    wanted = {name: flag_values[name].value for name in ('split', 'samples', 'limit')}
+    choice = choose(argv[1:], **wanted)
+    options = wanted | {'samples': flag_values.samples or _SAMPLES, 'source': flag_values.source}
+    found = [
+      known or measure_run(str(folder), data_dir=flag_values.data_dir, **options)
+      for folder, known in choice.runs.items()
+    ]
+    print('\n'.join([render(found), *([''] if choice.notes else []), *choice.notes]))
     if flag_values.out:
       for path in write(found, flag_values.out):
         print(path)

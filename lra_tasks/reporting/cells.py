@@ -23,6 +23,7 @@ from lra_tasks.reporting.summary import (
 # By the header of a column, or by the mark.
 _LEGEND = {
   'model': 'majority: always answering the commonest class of the split.',
+  'voting %': 'voting %: accuracy of the class that most of the draws predict.',
   '± sd': '± sd: sample standard deviation over the runs of a row.',
   'Δ': "Δ: our mean minus the paper's figure, in percentage points.",
   '/ base': '/ base: parameters over those of the base Transformer.',
@@ -112,6 +113,7 @@ _COLUMNS = (
   Column('ours %', lambda row: _number(row.accuracy, scale=100),
          '‡', lambda row: any(row.values('validation_is_test'))),
   Column('± sd', lambda row: _number(row.accuracy_sd, '± {:.2f}', 100)),
+  Column('voting %', lambda row: _number(row.voting_accuracy, scale=100)),
   Column('runs', lambda row: str(len(row.runs) or ''),
          '◊', lambda row: len(row.values('git_revision')) > 1),
   Column('seeds', lambda row: compact_seeds(row.values('seed')), left=True),

@@ -65,6 +65,10 @@ class Run:
   # Later than the other keys: files that lack them have None.
   accuracy_of_one_draw: Fraction | None = None
   accuracy_sd_of_draws: float | None = None
+  voting_accuracy: Fraction | None = None  # These four as in `lra_tasks.metrics.VoteMetrics`.
+  inconsistency: Fraction | None = None
+  median_deviation: float | None = None
+  mean_deviation: float | None = None
   f1: float | None = None
   matthews: float | None = None
   learning_rate: float | None = None

@@ -32,6 +32,7 @@ class Row:
   accuracy: float | None = None
   accuracy_sd: float | None = None
   accuracy_of_one_draw: float | None = None
+  voting_accuracy: float | None = None
   paper: Figure | None = None
   lra: Figure | None = None
   comparable: bool | None = None  # Whether these figures are for the same data.
@@ -146,7 +147,6 @@ def _run_row(group: Group, preset: str, figures: Mapping[str, Figure]) -> Row:
   runs, paper = group.runs, figures.get('paper')
   accuracies = [run.accuracy for run in runs]
   mean = statistics.fmean(accuracies)
-  single = [run.accuracy_of_one_draw for run in runs]
   comparable = all(run.is_comparable for run in runs)
   has_difference = comparable and paper and paper.value is not None
   ratios = [run.parameters / run.base_parameters for run in runs if run.base_parameters]
@@ -161,7 +161,8 @@ def _run_row(group: Group, preset: str, figures: Mapping[str, Figure]) -> Row:
     examples=_distinct(run.examples for run in runs),
     accuracy=mean,
     accuracy_sd=statistics.stdev(accuracies) if len(runs) > 1 else None,
-    accuracy_of_one_draw=None if None in single else statistics.fmean(single),
+    accuracy_of_one_draw=_mean(run.accuracy_of_one_draw for run in runs),
+    voting_accuracy=_mean(run.voting_accuracy for run in runs),
     **figures,
     comparable=comparable,
     difference_to_paper=mean - paper.fraction if has_difference else None,
@@ -169,6 +170,12 @@ def _run_row(group: Group, preset: str, figures: Mapping[str, Figure]) -> Row:
     steps_per_second=statistics.fmean(speeds) if speeds else None,
     peak_memory_bytes=max(memory, default=None),
   )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+  """Return the mean; None if a run lacks the value: one over other runs would not compare."""
+  values = list(values)
+  return None if None in values else statistics.fmean(values)
 
 
 def regime(figures: Iterable[Figure]) -> str:

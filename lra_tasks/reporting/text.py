@@ -68,11 +68,11 @@ def render_markdown(report: Report) -> str:
 
 _CSV_COLUMNS = (
   'kind', 'task', 'dataset', 'split', 'model', 'preset', 'config_id', 'accuracy', 'accuracy_sd',
-  'accuracy_of_one_draw', 'accuracy_sd_of_draws', 'runs', 'seeds', 'examples', 'comparable',
-  'validation_is_test', 'published_paper', 'published_lra', 'difference_to_paper', 'parameters',
-  'base_parameters', 'parameter_ratio', 'breaks_lra_rule', 'steps', 'steps_per_second',
-  'peak_memory_bytes', 'eval_samples', 'f1', 'matthews', 'learning_rate', 'pretrained', 'device',
-  'git_revision', 'source', 'note',
+  'accuracy_of_one_draw', 'accuracy_sd_of_draws', 'voting_accuracy', 'runs', 'seeds', 'examples',
+  'comparable', 'validation_is_test', 'published_paper', 'published_lra', 'difference_to_paper',
+  'parameters', 'base_parameters', 'parameter_ratio', 'breaks_lra_rule', 'steps',
+  'steps_per_second', 'peak_memory_bytes', 'eval_samples', 'f1', 'matthews', 'learning_rate',
+  'pretrained', 'device', 'git_revision', 'source', 'note',
 )  # fmt: skip
 
 

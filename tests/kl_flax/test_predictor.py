@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kl_flax.models import make_classifier
-from kl_flax.predictor import Predictor, _count
+from kl_flax.predictor import Predictor, count_votes
 from kl_flax.tokenizers import (
   ByteTokenizer,
   PixelTokenizer,
@@ -110,7 +110,7 @@ def test_lengths_that_matter_are_those_of_training():
 def test_a_vote_by_hand():
   # Four draws of one input; log 2 against 1 and 1 is a probability of one half.
   two, three = np.log(2), np.log(3)
-  vote = _count(np.array([[[two, 0, 0]], [[two, 0, 0]], [[0, two, 0]], [[three, 0, 0]]]))
+  vote = count_votes(np.array([[[two, 0, 0]], [[two, 0, 0]], [[0, two, 0]], [[three, 0, 0]]]))
   assert (vote.labels.tolist(), vote.votes.tolist()) == ([0], [[3, 1, 0]])
   np.testing.assert_allclose(vote.probabilities, [[1.85 / 4, 1.2 / 4, 0.95 / 4]], rtol=1e-6)
   np.testing.assert_allclose(vote.inconsistency, [0.25])
@@ -119,9 +119,9 @@ def test_a_vote_by_hand():
   np.testing.assert_allclose(vote.log_odds, [odds], atol=1e-12)
   np.testing.assert_allclose(vote.relative_deviation, [odds.std() / abs(odds.mean())])
   # Of equals, the more probable; far from 0 and 1, too.
-  tie = _count(np.array([[[0.0, 900.0]], [[1000.0, 0.0]]]) / 1000)
+  tie = count_votes(np.array([[[0.0, 900.0]], [[1000.0, 0.0]]]) / 1000)
   assert tie.labels.tolist() == [0]
-  certain = _count(np.full((2, 1, 2), [0.0, 900.0]))
+  certain = count_votes(np.full((2, 1, 2), [0.0, 900.0]))
   np.testing.assert_allclose(certain.log_odds, [[900, 900]])
 
 
@@ -145,7 +145,7 @@ def test_votes_are_those_of_separate_draws(texts):
   assert (vote.votes.sum(axis=1) == 5).all()
   for i in (0, 34):  # In a batch of 32, and alone.
     logits = np.stack([logits_of(texts, INPUTS[i], draw) for draw in range(5)])
-    expected = _count(logits[:, None].astype(np.float64))
+    expected = count_votes(logits[:, None])
     np.testing.assert_array_equal(vote.votes[i], expected.votes[0])
     np.testing.assert_allclose(vote.probabilities[i], expected.probabilities[0], rtol=1e-4)
     # With two classes the log-odds are the difference of the logits: the paper's output.

@@ -4,7 +4,8 @@ import pytest
 import sklearn.metrics
 from hypothesis import example, given
 
-from lra_tasks.metrics import METRICS, accuracy, f1, matthews
+from kl_flax.predictor import count_votes
+from lra_tasks.metrics import METRICS, Votes, accuracy, f1, matthews
 
 
 @st.composite
@@ -57,3 +58,18 @@ def test_other_matrices_are_an_error():
     accuracy(np.zeros((2, 3)))
   with pytest.raises(ValueError, match='class 1 of two classes, got 3 classes'):
     f1(np.zeros((3, 3)))
+
+
+def test_votes_of_all_batches_have_one_median():
+  # Log-odds of class 1, by example and draw, and what they give: deviations 1/3, 2/4, infinity.
+  odds = np.array([[2.0, 4.0], [6.0, 2.0], [-1.0, 1.0]])
+  logits = np.stack([np.zeros_like(odds), odds], axis=2).transpose(1, 0, 2)
+  votes = Votes()
+  assert votes.metrics() is None
+  votes.add(count_votes(logits[:, :2]), np.array([1, 0]))
+  votes.add(count_votes(logits[:, :0]), np.array([], int))  # All of it was padding.
+  assert votes.metrics() == pytest.approx((0.5, 0, 5 / 12, 5 / 12))
+  votes.add(count_votes(logits[:, 2:]), np.array([2]))
+  assert votes.metrics() == pytest.approx((1 / 3, 1 / 6, 1 / 2, np.inf))
+  votes.add(count_votes(np.zeros((2, 1, 2))), np.array([0]))  # Nothing to deviate from.
+  assert np.isnan(votes.metrics().median_deviation)

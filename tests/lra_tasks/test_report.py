@@ -63,6 +63,25 @@ def test_a_single_draw_is_shown_beside_the_mean_of_several():
   assert row.accuracy_of_one_draw is None
 
 
+def test_votes_have_a_column_where_a_run_has_them():
+  voting = {'eval_samples': 10, 'voting_accuracy': 0.38}
+  built = make_report(
+    make_run(seed=0, **voting),
+    make_run(seed=1, **voting | {'voting_accuracy': 0.4}),
+    make_run('runs/b', model='transformer', seed=2),  # No seed in common: no comparison.
+  )
+  text = report_text.render_table(built)
+  assert 'voting %: accuracy of the class that most' in text
+  header, ours, other, *_ = read_markdown(report_text.render_markdown(built))
+  assert header[2:5] == ['ours %', '± sd', 'voting %']
+  assert (ours[4], other[4]) == ('39.00', '–')
+  lines = csv.DictReader(io.StringIO(report_text.render_csv(built)))
+  assert [line['voting_accuracy'] for line in lines][:2] == ['0.39', '']
+  # Older runs lack it: then so does their mean.
+  built = make_report(make_run(seed=0, **voting), make_run(seed=1))
+  assert 'voting %' not in report_text.render_table(built)
+
+
 def test_what_was_not_measured_is_left_out():
   names = ['preset', 'base_parameters', 'steps_per_second', 'peak_memory_bytes', 'git_revision']
   built = make_report(make_run(model='mine', task='chess', **dict.fromkeys(names)))

@@ -6,7 +6,8 @@ import pytest
 
 from kl_flax.tokenizers import ByteTokenizer
 from lra_tasks import rundir
-from lra_tasks.files import read_json
+from lra_tasks.files import read_json, write_json
+from lra_tasks.metrics import VoteMetrics
 
 STATE = {'w': np.zeros(2**18, np.float32)}  # 1 MiB
 
@@ -103,7 +104,7 @@ def test_a_run_knows_all_that_it_was_made_by(tmp_path):
   assert read_json(str(tmp_path / 'config.json')) == found
 
 
-def test_results_tell_draws_apart():
+def test_results_tell_draws_apart(tmp_path):
   about = {
     'task': 't', 'dataset': 'd', 'comparable': True, 'validation_is_test': False, 'parameters': 2,
     'base_parameters': 4, 'config_id': 'c', 'versions': {},
@@ -128,9 +129,15 @@ def test_results_tell_draws_apart():
   assert (found['matthews'], found['learning_rate'], found['pretrained']) == (None, 0.1, None)
   assert (found['device'], found['git_revision']) == ('x', 'a, b')
   assert found['accuracy_sd_of_draws'] == pytest.approx(np.sqrt(2.75 / 3) / 4)  # Of 1, 2, 3, 3.
-  sums |= {'accuracy_by_draw': np.array([9.0])}
+  votes = VoteMetrics(0.5, 0.25, 0.1, float('inf'))
+  found = rundir.results(about, sums | {'votes': votes}, [], eval_samples=4, **options)
+  write_json(str(tmp_path / 'results.json'), found)
+  stored = read_json(str(tmp_path / 'results.json'))
+  assert VoteMetrics(**{name: stored[name] for name in VoteMetrics._fields}) == votes
+  sums |= {'accuracy_by_draw': np.array([9.0]), 'votes': None}
   found = rundir.results(about, sums, [], eval_samples=1, **options)
   assert (found['accuracy_of_one_draw'], found['accuracy_sd_of_draws']) == (9 / 16, None)
+  assert 'voting_accuracy' not in found
 
 
 def test_what_a_run_was_told_at_its_start_is_stored(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from kl_flax.models import make_classifier
 from lra_tasks import parallel, steps
+from lra_tasks.loop import evaluate
 
 SIZES = {
   'num_classes': 4, 'vocab_size': 8, 'emb_dim': 8, 'num_heads': 2, 'num_layers': 1, 'qkv_dim': 8,
@@ -134,6 +135,44 @@ def test_evaluation_averages_over_independent_draws():
   assert len({float(x) for x in losses}) == 3
   assert sums[3]['weight'] == 12
   assert 'nonpositive_denominators' in sums[1]
+
+
+def test_votes_of_an_evaluation_are_those_of_its_draws():
+  """Over two devices, with rows that do not count: a plain loop over examples and draws."""
+  model, _, state = make('gmm_rks')
+  batches = [make_batch(seed=seed) for seed in (3, 4)]
+  batches[1]['weights'][1:] = 0
+  one, two = (mapped(steps.eval_step, n, model=model, num_samples=3) for n in (1, 2))
+  draws = [run(step, state, batches[0], n)['draws'] for n, step in ((1, one), (2, two))]
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *draws)
+  votes = evaluate(two, parallel.replicate(state), batches)['votes']
+
+  key = jax.random.wrap_key_data(state.keys['evaluation'])
+  right, inconsistency, deviation = [], [], []
+  for batch, rows in zip(batches, (4, 1), strict=True):
+    logits = np.array([
+      forward(model, state.params, batch, {'spectral': jax.random.fold_in(key, sample)})
+      for sample in range(3)
+    ], np.float64)  # fmt: skip
+    for row in range(rows):
+      odds = np.exp(logits[:, row])
+      probabilities = odds / odds.sum(axis=1, keepdims=True)
+      ballots = np.bincount(odds.argmax(axis=1), minlength=4)
+      best = max(range(4), key=lambda c: (ballots[c], probabilities[:, c].mean()))
+      chance = probabilities[:, best]
+      output = np.log(chance / (1 - chance))
+      right.append(best == batch['targets'][row])
+      inconsistency.append(np.mean(odds.argmax(axis=1) != best))
+      deviation.append(np.std(output) / abs(np.mean(output)))
+  expected = np.mean(right), np.mean(inconsistency), np.median(deviation), np.mean(deviation)
+  assert votes == pytest.approx(expected, rel=1e-3)
+  assert 0 < votes.inconsistency < 1
+
+
+def test_a_single_draw_is_no_vote():
+  model, _, state = make('transformer')
+  step = mapped(steps.eval_step, 2, model=model, num_samples=1)
+  assert evaluate(step, parallel.replicate(state), [make_batch()])['votes'] is None
 
 
 def test_running_sums_accumulate():

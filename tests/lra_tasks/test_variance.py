@@ -1,8 +1,11 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 from absl import flags
+from report_helpers import RUN
+from run_helpers import read, run_here
 
 from kl_flax.predictor import Predictor, Vote
 from lra_tasks import variance
@@ -133,6 +136,98 @@ def test_errors_name_the_value_and_the_rule(capsys, arguments, message):
   code, out, err = run(capsys, *arguments)
   assert (code, out) == (1, '')
   assert err.startswith(f'error: {message}')
+
+
+def test_the_evaluation_of_a_run_tells_the_same(capsys, shared, reference, tmp_path):
+  """From its results alone, as they are kept, and by predicting with its checkpoint."""
+  shutil.copytree(reference, tmp_path / 'run')
+  assert run_here(shared, tmp_path / 'run', test_only=True, eval_samples=3) == 0
+  kept = tmp_path / 'kept'
+  kept.mkdir()
+  for name in ('config.json', 'results.json'):
+    shutil.copy(tmp_path / 'run' / name, kept)
+  found = []
+  for folder, more in ((kept, []), (reference, ['--samples=3', f'--data_dir={shared}/data'])):
+    code, out, err = run(capsys, folder, f'--out={tmp_path}', *more)
+    assert code == 0, err
+    assert '3 draws of each of 64 examples (test split)' in out
+    assert ('results.json, not predicted again: 1 of 1 runs.' in out) is (folder is kept)
+    found += read(tmp_path, 'variance.json')['runs']
+  numbers = lambda values: {k: v for k, v in values.items() if not isinstance(v, str)}
+  assert numbers(found[0]) == pytest.approx(numbers(found[1]), rel=1e-3)
+  assert found[0].keys() == found[1].keys()
+
+
+VOTES = {
+  'eval_samples': 10, 'voting_accuracy': 0.4, 'inconsistency': 0.02, 'median_deviation': 0.1,
+  'mean_deviation': 0.2,
+}  # fmt: skip
+
+
+def keep(folder, model='gmm_prf', attention=(), planned=10_000, **changes):
+  """Make a folder of a run as it is kept, without its checkpoints."""
+  folder.mkdir(parents=True)
+  about = {
+    'config': {'num_train_steps': planned},
+    'model': {'model_type': model, 'attention': dict(attention)},
+  }
+  (folder / 'config.json').write_text(json.dumps(about))
+  (folder / 'results.json').write_text(json.dumps({**RUN, 'model': model, **changes}))
+
+
+def test_kept_results_make_the_figures(capsys, tmp_path):
+  runs, out_dir = tmp_path / 'runs', tmp_path / 'out'
+  for seed in range(3):
+    keep(runs / f'listops/gmm_prf_seed{seed}', seed=seed, accuracy=0.36 + seed / 100, **VOTES)
+  keep(runs / 'text/gmm_rks', 'gmm_rks', task='text', examples=25_000, **VOTES)
+  keep(runs / 'text/old', 'gmm_rks', seed=1)
+  keep(runs / 'text/transformer', 'transformer')
+  keep(runs / 'text/performer', 'performer', attention={'kernel': 'relu'})
+  keep(runs / 'text/stopped', planned=20_000)
+  code, out, err = run(capsys, runs, f'--out={out_dir}')
+  assert code == 0, err
+  title, _, header, _, first, *_ = out.splitlines()
+  assert (title, header.split()[-2:]) == ('test split', ['draws', 'examples'])
+  assert first.split()[-7:] == ['36.00', '40.00', '1.1111', '2.00', '0.100', '10', '2,000']
+  assert 'Read from results.json, not predicted again: 4 of 4 runs.' in out
+  (line,) = [line for line in out.splitlines() if line.startswith('Runs left out: ')]
+  assert '1 not finished' in line
+  assert '2 of models that draw nothing' in line
+  assert '1 with neither a checkpoint nor these metrics in results.json' in line
+  assert sorted(path.name for path in out_dir.iterdir()) == [
+    'correlations_listops.png', 'variance.json', 'variance_listops.png'
+  ]  # fmt: skip
+  code, _, err = run(capsys, runs, '--samples=100')
+  assert code == 1
+  assert 'no run to measure. Runs left out: ' in err
+  assert '5 with neither' in err
+
+
+@pytest.mark.parametrize(
+  ('model', 'values', 'flag', 'message'),
+  [
+    ('gmm_prf', {}, '--split=test', 'lacks the metrics of several draws: name runs with checkpoi'),
+    ('gmm_prf', VOTES, '--samples=100', 'is of 10 draws on the whole test split: leave --split, '),
+    ('gmm_prf', VOTES, '--split=validation', 'is of 10 draws on the whole test split: leave --sp'),
+    ('gmm_prf', VOTES, '--limit=1999', 'is of 10 draws on the whole test split: leave --split, '),
+    ('transformer', {}, '--split=test', 'is of a model that draws nothing: its predictions do no'),
+  ],
+)
+def test_a_run_without_checkpoint_says_what_is_lacking(
+  capsys, tmp_path, model, values, flag, message
+):
+  keep(tmp_path / 'run', model, **values)
+  code, out, err = run(capsys, tmp_path / 'run', flag)
+  assert (code, out) == (1, '')
+  assert err.startswith(f'error: {tmp_path}/run ')
+  assert message in err
+
+
+def test_as_many_draws_and_examples_as_were_evaluated_are_read(capsys, tmp_path):
+  keep(tmp_path / 'run', **VOTES)
+  code, out, _ = run(capsys, tmp_path / 'run', '--samples=10', '--limit=2000')
+  assert code == 0
+  assert out.startswith('10 draws of each of 2,000 examples (test split)\n')
 
 
 def test_other_data_is_refused(capsys, shared, reference, tmp_path):
