@@ -38,8 +38,8 @@ from kl_flax.models import get_row
 from lra_tasks import configuration, rundir, tasks
 from lra_tasks.console import define_integers, set_up_logging
 from lra_tasks.files import is_taken, lock, read_json
+from lra_tasks.finished import Run, read_folder
 from lra_tasks.pretrained import Pretrained
-from lra_tasks.reporting import results
 from lra_tasks.reporting.summary import PAPER_MODELS
 from lra_tasks.tasks import get_task
 
@@ -190,8 +190,8 @@ def outcome_of(job: Job, directories: Sequence[pathlib.Path]) -> Outcome:
     if description is None:
       continue
     _check_same(job, folder, description['config'])
-    found = results.read_folder(folder)
-    if isinstance(found, results.Run):
+    found = read_folder(folder)
+    if isinstance(found, Run):
       other = '' if found.comparable else f' of {found.dataset}'
       return Outcome('finished', f'{100 * found.accuracy:.2f} % on {found.split}{other}')
     outcome = Outcome(

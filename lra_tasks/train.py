@@ -27,9 +27,9 @@ from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.console import set_up_logging
 from lra_tasks.data import datasets, pipeline
 from lra_tasks.files import write_json
+from lra_tasks.finished import Run, read_folder
 from lra_tasks.loop import Loop, NonFiniteLossError, evaluate
 from lra_tasks.pretrained import Pretrained
-from lra_tasks.reporting import results
 from lra_tasks.run_log import RunLog
 from lra_tasks.tasks import get_task
 
@@ -90,8 +90,8 @@ def train(
   origin = Pretrained(init_from) if init_from else rundir.stored_origin(model_dir)
   fields = fields | {'pretrained': origin.label if origin else ''}
   rundir.check_run(model_dir, fields, source, resume=resume)
-  finished = results.read_folder(Path(model_dir))
-  if isinstance(finished, results.Run) and not test_only:
+  finished = read_folder(Path(model_dir))
+  if isinstance(finished, Run) and not test_only:
     _say_finished(finished, fields)
     return 0
   if fields['dtype'] == 'auto':  # A run goes on as it began, on any device.
@@ -212,7 +212,7 @@ def _is_stochastic(fields: dict[str, Any]) -> bool:
   return get_row(fields['model_type']).is_stochastic(options)
 
 
-def _say_finished(run: results.Run, fields: dict[str, Any]) -> None:
+def _say_finished(run: Run, fields: dict[str, Any]) -> None:
   logger.info('This run is finished; its results are in %s.', run.path)
   if _is_stochastic(fields) and run.eval_samples != fields['eval_samples']:
     logger.warning(

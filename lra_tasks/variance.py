@@ -42,6 +42,7 @@ from lra_tasks import configuration, rundir, tasks
 from lra_tasks.console import set_up_logging, show_progress
 from lra_tasks.data import pipeline
 from lra_tasks.files import read_json, write_json
+from lra_tasks.finished import Run, read_folder
 from lra_tasks.metrics import VoteMetrics, Votes
 from lra_tasks.plotting import color, label, new_figure, save
 from lra_tasks.reporting import results
@@ -196,7 +197,7 @@ def _examples(records, count, num_inputs, advance) -> Iterator[tuple[Any, int]]:
 
 
 def read_result(
-  run: results.Run, *, split: str, samples: int | None = None, limit: int | None = None
+  run: Run, *, split: str, samples: int | None = None, limit: int | None = None
 ) -> Variance | None:
   """Return what a run's own evaluation found; None if it did not find this.
 
@@ -253,17 +254,17 @@ def choose(directories: Sequence[str], **wanted: Any) -> Choice:
   """
   choice = Choice({}, {})
   for top in map(Path, directories):
-    run = results.read_folder(top)
+    run = read_folder(top)
     if run is None and top.is_dir():
       _choose_below(top, choice, wanted)
     else:  # Of other runs than finished ones, `measure_run` says what is wrong.
-      choice.runs[top] = _choose_named(run, wanted) if isinstance(run, results.Run) else None
+      choice.runs[top] = _choose_named(run, wanted) if isinstance(run, Run) else None
   if not choice.runs:
     raise ValueError(f'no run to measure. {" ".join(choice.notes)} To have some, {_WAY_OUT}')
   return choice
 
 
-def _choose_named(run: results.Run, wanted: Mapping[str, Any]) -> Variance | None:
+def _choose_named(run: Run, wanted: Mapping[str, Any]) -> Variance | None:
   found, folder = read_result(run, **wanted), run.path.parent
   if found or has_checkpoint(folder):
     return found

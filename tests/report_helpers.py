@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lra_tasks.finished import parse_run
 from lra_tasks.reporting import results
 from lra_tasks.reporting import rows as report_rows
 
@@ -16,7 +17,7 @@ RUN = {
 
 
 def make_run(path='runs/a', modified=0.0, **changes):
-  return results.parse_run({**RUN, **changes}, Path(path, 'results.json'), modified)
+  return parse_run({**RUN, **changes}, Path(path, 'results.json'), modified)
 
 
 def make_report(*runs, unfinished=(), **options):

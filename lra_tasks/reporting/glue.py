@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from lra_tasks.reporting.results import Run, load_published
+from lra_tasks.finished import Run
+from lra_tasks.reporting.results import load_published
 from lra_tasks.reporting.rows import Row, Table
 
 

@@ -8,8 +8,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lra_tasks.finished import Run, Unfinished
 from lra_tasks.reporting import results
-from lra_tasks.reporting.results import Figure, Group, Results, Run, Unfinished
+from lra_tasks.reporting.results import Figure, Group, Results
 
 # Those of LRA, in the order of tables.
 TASKS = (

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from lra_tasks.reporting.results import Run
+from lra_tasks.finished import Run
 from lra_tasks.reporting.rows import TASKS, Row, Table
 
 # In points: what differs by less from the published figure reproduces it.

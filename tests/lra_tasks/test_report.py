@@ -13,6 +13,7 @@ import pytest
 from report_helpers import RUN, make_report, make_run, rows_of
 
 from lra_tasks import report
+from lra_tasks.finished import Unfinished
 from lra_tasks.reporting import cells as report_cells
 from lra_tasks.reporting import results
 from lra_tasks.reporting import rows as report_rows
@@ -239,7 +240,7 @@ def golden_report():
     model='transformer', preset='lra', accuracy=0.363799, steps=5000, parameters=999_900,
     base_parameters=999_900, peak_memory_bytes=None,
   )  # fmt: skip
-  pending = results.Unfinished(Path('runs/b'), 4000, 10_000)
+  pending = Unfinished(Path('runs/b'), 4000, 10_000)
   return make_report(*ours, transformer, unfinished=[pending])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lra_tasks.finished import parse_run
 from lra_tasks.reporting import results
 
 RUN = {
@@ -134,7 +135,7 @@ def test_wrong_values_are_named(tmp_path, changes, words):
 
 
 def make_run(modified=0.0, **changes):
-  return results.parse_run({**RUN, **changes}, Path('runs/results.json'), modified)
+  return parse_run({**RUN, **changes}, Path('runs/results.json'), modified)
 
 
 def test_seeds_are_grouped_and_of_a_repeated_one_the_newest_stays():

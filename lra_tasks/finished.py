@@ -1,0 +1,148 @@
+"""Runs that are finished, and how far others got: what their small files say, without a model.
+
+It reads what `lra_tasks.rundir` and `lra_tasks.train` write, and needs neither JAX nor NumPy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lra_tasks.files import read_json
+from lra_tasks.run_log import read_records
+
+Fraction = typing.NewType('Fraction', float)  # Between 0 and 1, as all accuracies of runs are.
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One finished run: what is needed of its results.json, under the keys of that file.
+
+  The annotations are what the file is checked against. None is a null in the file: not measured
+  there (a CPU has no peak memory), or not applicable (an original LRA config has no preset).
+  """
+
+  path: Path
+  modified: float  # Seconds; the file holds no date of its own.
+  task: str
+  dataset: str
+  comparable: bool  # Whether the data is the benchmark's.
+  model: str
+  preset: str | None
+  split: str
+  accuracy: Fraction
+  examples: int
+  majority_class: Fraction
+  seed: int
+  steps: int
+  validation_is_test: bool
+  eval_samples: int
+  parameters: int
+  base_parameters: int | None
+  steps_per_second: float | None
+  peak_memory_bytes: int | None
+  device: str
+  config_id: str
+  git_revision: str | None
+  # Later than the other keys: files that lack them have None.
+  accuracy_of_one_draw: Fraction | None = None
+  accuracy_sd_of_draws: float | None = None
+  voting_accuracy: Fraction | None = None  # These four as in `lra_tasks.metrics.VoteMetrics`.
+  inconsistency: Fraction | None = None
+  median_deviation: float | None = None
+  mean_deviation: float | None = None
+  f1: float | None = None
+  matthews: float | None = None
+  learning_rate: float | None = None
+  rates_id: str | None = None  # Equal for runs that differ in seed and learning rate alone.
+  pretrained: str | None = None  # Task, model, config and seed of the run that it started from.
+
+  @property
+  def is_comparable(self) -> bool:
+    """Whether published figures were measured on the same data."""
+    return self.comparable and (self.split == 'test' or self.validation_is_test)
+
+
+def _is_number(value: object) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+_CHECKS = {
+  str: ('a string', lambda value: isinstance(value, str)),
+  bool: ('true or false', lambda value: isinstance(value, bool)),
+  int: ('an integer', lambda value: isinstance(value, int) and _is_number(value)),
+  float: ('a number', _is_number),
+  Fraction: ('a fraction between 0 and 1', lambda value: _is_number(value) and 0 <= value <= 1),
+}
+
+
+@functools.cache
+def _fields() -> dict[str, tuple[Any, bool]]:
+  """Return {key: (type, whether it may be null)} of a results.json."""
+  fields = {}
+  for name, hint in typing.get_type_hints(Run).items():
+    if name not in ('path', 'modified'):
+      alternatives = typing.get_args(hint) or (hint,)
+      fields[name] = (alternatives[0], type(None) in alternatives)
+  return fields
+
+
+def parse_run(values: Mapping[str, Any], path: Path, modified: float = 0.0) -> Run:
+  """Return the run that the object of a results.json describes; other keys are ignored.
+
+  Raises:
+    ValueError: naming the file and the key, if one is missing or holds another type.
+  """
+  later = {field.name: None for field in dataclasses.fields(Run) if field.default is None}
+  values = later | values
+  missing = [name for name in _fields() if name not in values]
+  if missing:
+    raise ValueError(f'{path}: missing: {", ".join(missing)}')
+  for name, (type_, nullable) in _fields().items():
+    expected, check = _CHECKS[type_]
+    if not (check(values[name]) or (nullable and values[name] is None)):
+      raise ValueError(f'{path}: {name} is {json.dumps(values[name])}: expected {expected}')
+  return Run(path=path, modified=modified, **{name: values[name] for name in _fields()})
+
+
+@dataclasses.dataclass(frozen=True)
+class Unfinished:
+  """A run that has begun but has not taken all its steps; `step` of `planned`, where known."""
+
+  path: Path
+  step: int | None = None
+  planned: int | None = None
+
+  def __str__(self) -> str:
+    """Return the folder and how far the run got."""
+    if self.step is None:
+      return f'{self.path} (not evaluated yet)'
+    planned = '' if self.planned is None else f' of {self.planned:,}'
+    return f'{self.path} (evaluated up to step {self.step:,}{planned})'
+
+
+def read_folder(folder: Path) -> Run | Unfinished | None:
+  """Return the run that lies in `folder`, if one does.
+
+  Raises:
+    OSError: if a file cannot be read.
+    ValueError: if one is damaged.
+  """
+  config = (read_json(folder / 'config.json') or {}).get('config')
+  planned = config.get('num_train_steps') if isinstance(config, dict) else None
+  path = folder / 'results.json'
+  if os.path.lexists(path):  # A link to nothing is an error, not an absence.
+    modified = path.stat().st_mtime
+    run = parse_run(read_json(path) or {}, path, modified)
+    if planned is None or run.steps >= planned:  # Fewer: by --test_only.
+      return run
+  elif not (folder / 'config.json').exists():
+    return None
+  records = read_records(folder / 'metrics.jsonl')
+  return Unfinished(folder, records[-1].get('step') if records else None, planned)
