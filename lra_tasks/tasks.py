@@ -53,7 +53,8 @@ class TaskSpec:
       LRA's own files take where they leave one out.
     config_file: stem of the file in configs; where it is not the task's name, the file's argument
       names the task behind the model.
-    metrics: names in `lra_tasks.metrics.METRICS` of what is reported beside accuracy.
+    metrics: what the task is judged by, names in `lra_tasks.metrics.METRICS`; accuracy is
+      reported in any case.
     num_texts: texts of an example that make one sequence of ids: 1, or 2 for pairs of sentences;
       None where inputs are no texts of a trained vocabulary.
     num_inputs: sequences of an example: 1, or 2 for pairs.
@@ -104,7 +105,7 @@ _GLUE_LENGTHS = {'cola': 63, 'sst2': 127, 'mrpc': 127, 'wnli': 127}
 
 
 def _glue(name: str) -> TaskSpec:
-  row = glue.TASKS[name]
+  row = glue.GLUE_TASKS[name]
   sizes = {'hidden_dim': 128, 'activation': 'tanh', 'max_length': _GLUE_LENGTHS.get(name, 511)}
   return TaskSpec(
     name=name,
@@ -218,7 +219,7 @@ TASKS: dict[str, TaskSpec] = {
       task_name='wikitext-103',
       base_model=_SHORT_TRANSFORMER | {'max_length': 511},
     ),
-    *map(_glue, glue.TASKS),
+    *map(_glue, glue.GLUE_TASKS),
     TaskSpec(
       name='sparse_sum',
       num_classes=sparse_sum.NUM_CLASSES,

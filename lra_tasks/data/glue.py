@@ -3,7 +3,7 @@
 Wang, Singh, Michael, Hill, Levy and Bowman, "GLUE: A Multi-Task Benchmark and Analysis Platform for
 Natural Language Understanding", ICLR 2019: all of its tasks but STS-B, which is no classification.
 The labels of its test sets are not public, so the test split here is the development set, as is
-usual where GLUE is not submitted to. `TASKS` is the table of them.
+usual where GLUE is not submitted to. `GLUE_TASKS` is the table of them.
 """
 
 from __future__ import annotations
@@ -348,7 +348,7 @@ class Glue(TokenizedBuilder, skip_registration=True):
   @property
   def task(self) -> Task:
     """The row of the table."""
-    return TASKS[self.builder_config.task]
+    return GLUE_TASKS[self.builder_config.task]
 
   @property
   def DESCRIPTION(self) -> str:
@@ -439,7 +439,7 @@ def make_builder(
 
   Args:
     data: what determines the data.
-    task: one of `TASKS`.
+    task: one of `GLUE_TASKS`.
     data_dir: where prepared data is, or will be, kept.
     source: a directory that holds the task's folder (such as CoLA) or archive; the folder; or an
       archive of either.
@@ -449,11 +449,11 @@ def make_builder(
     ValueError: if the task is unknown, several sources are there, or the source is damaged.
     FileNotFoundError: if the source lacks a file.
   """
-  if task not in TASKS:
-    raise ValueError(unknown_name('GLUE task', task, TASKS))
+  if task not in GLUE_TASKS:
+    raise ValueError(unknown_name('GLUE task', task, GLUE_TASKS))
   if task_name not in (None, task):
     raise ValueError(f'unknown task_name {task_name!r} of {task}: only {task!r} exists')
-  row = TASKS[task]
+  row = GLUE_TASKS[task]
   data_dir = os.path.abspath(os.path.expanduser(data_dir))
   make = lambda **values: Glue(data_dir=data_dir, config=GlueConfig(task=task, data=data, **values))
   original = make()
@@ -553,7 +553,7 @@ def _cite(key: str, kind: str, **fields: str | int) -> str:
   return '\n'.join([f'@{kind}{{{key},', ',\n'.join(lines), '}'])
 
 
-TASKS: dict[str, Task] = {
+GLUE_TASKS: dict[str, Task] = {
   task.name: task
   for task in [
     Task(

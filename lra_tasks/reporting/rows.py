@@ -13,7 +13,7 @@ from lra_tasks.reporting import results
 from lra_tasks.reporting.results import Figure, Group, Results
 
 # Those of LRA, in the order of tables.
-TASKS = (
+LRA_TASKS = (
   'listops', 'text', 'retrieval', 'image', 'pathfinder32', 'pathfinder64', 'pathfinder128',
   'pathfinder256',
 )  # fmt: skip
@@ -115,7 +115,7 @@ def build_report(
 
 
 def _rank(task: str) -> int:
-  return TASKS.index(task) if task in TASKS else len(TASKS)
+  return LRA_TASKS.index(task) if task in LRA_TASKS else len(LRA_TASKS)
 
 
 def _rows(

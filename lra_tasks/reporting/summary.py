@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lra_tasks.finished import Run
-from lra_tasks.reporting.rows import TASKS, Row, Table
+from lra_tasks.reporting.rows import LRA_TASKS, Row, Table
 
 # In points: what differs by less from the published figure reproduces it.
 TOLERANCE = 1.0
@@ -63,13 +63,13 @@ def make_overviews(tables: Iterable[Table]) -> list[Overview]:
   presets: dict[str, dict[tuple[str, str], Row]] = {}
   for table in tables:
     for row in table.rows:
-      if _is_plain(row) and table.split == 'test' and table.task in TASKS:
+      if _is_plain(row) and table.split == 'test' and table.task in LRA_TASKS:
         rows, key = presets.setdefault(row.preset, {}), (row.model, table.task)
         if key not in rows or (row.comparable and not rows[key].comparable):
           rows[key] = row
   overviews = []
   for preset, rows in presets.items():
-    tasks = sorted({task for _, task in rows}, key=lambda task: (_place(task, TASKS), task))
+    tasks = sorted({task for _, task in rows}, key=lambda task: (_place(task, LRA_TASKS), task))
     models = sorted({model for model, _ in rows}, key=lambda m: (_place(m, PAPER_MODELS), m))
     if len(tasks) > 1:
       wanted = [(m, t) for t in PAPER_TASKS for m in PAPER_MODELS] if preset == 'paper' else []

@@ -10,7 +10,7 @@ import pytest
 
 from lra_tasks import metrics
 from lra_tasks.data import datasets, glue, sources
-from lra_tasks.data.glue import TASKS, GlueData, make_builder, read_splits
+from lra_tasks.data.glue import GLUE_TASKS, GlueData, make_builder, read_splits
 from lra_tasks.data.pipeline import collate
 from lra_tasks.data.tokenized import Tokenized, read_text
 
@@ -31,7 +31,7 @@ SIZES = {'train': 30, 'dev': 8}
 
 def make_rows(name, count, shift=0):
   """Return rows by column; quotation marks, blanks and accents are part of the texts."""
-  task, rows = TASKS[name], []
+  task, rows = GLUE_TASKS[name], []
   for i in range(shift, shift + count):
     row = dict.fromkeys(HEADERS[name], str(i))
     for k, column in enumerate(task.texts):
@@ -43,7 +43,7 @@ def make_rows(name, count, shift=0):
 
 def write(root, name, *, sizes=SIZES, ending='', bom=b'', folder=None):
   """Write the files of a task as GLUE distributes them, and return their folder."""
-  task = TASKS[name]
+  task = GLUE_TASKS[name]
   directory = pathlib.Path(root) / (folder or task.folder)
   directory.mkdir(parents=True, exist_ok=True)
   files = {'train': 'train', 'dev': task.dev}
@@ -55,7 +55,7 @@ def write(root, name, *, sizes=SIZES, ending='', bom=b'', folder=None):
 
 def write_table(path, name, count, shift=0, *, ending='', bom=b''):
   rows = make_rows(name, count, shift)
-  lines = [] if TASKS[name].columns else ['\t'.join(HEADERS[name])]
+  lines = [] if GLUE_TASKS[name].columns else ['\t'.join(HEADERS[name])]
   lines += ['\t'.join(row.values()) for row in rows]
   text = bom + '\n'.join(lines).encode()  # CoLA's ends without a newline.
   if ending:
@@ -65,7 +65,7 @@ def write_table(path, name, count, shift=0, *, ending='', bom=b''):
 
 
 def expected(name, count, shift=0):
-  task = TASKS[name]
+  task = GLUE_TASKS[name]
   return [
     (tuple(row[c].encode() for c in task.texts), task.labels.index(row[task.label]))
     for row in make_rows(name, count, shift)
@@ -80,7 +80,7 @@ def prepared(data_dir, source, name, data=SMALL):
 
 def replace(monkeypatch, name, **values):
   """Alter what is known of the original."""
-  monkeypatch.setitem(TASKS, name, dataclasses.replace(TASKS[name], **values))
+  monkeypatch.setitem(GLUE_TASKS, name, dataclasses.replace(GLUE_TASKS[name], **values))
 
 
 def contents(builder):
@@ -91,7 +91,7 @@ def contents(builder):
 def folder(tmp_path_factory):
   """A GLUE folder with all tasks."""
   root = tmp_path_factory.mktemp('glue')
-  for name in TASKS:
+  for name in GLUE_TASKS:
     write(root, name)
   return root
 
@@ -104,19 +104,19 @@ def builder(folder, tmp_path_factory):
 # What is read.
 
 
-@pytest.mark.parametrize('name', TASKS)
+@pytest.mark.parametrize('name', GLUE_TASKS)
 def test_official_files_are_read(folder, name):
-  splits = read_splits(str(folder), TASKS[name])
+  splits = read_splits(str(folder), GLUE_TASKS[name])
   assert splits == {'train': expected(name, 30), 'test': expected(name, 8, 100)}
-  assert read_splits(str(folder / TASKS[name].folder), TASKS[name]) == splits
+  assert read_splits(str(folder / GLUE_TASKS[name].folder), GLUE_TASKS[name]) == splits
 
 
 def test_marks_line_ends_and_compression_are_undone(tmp_path):
   write(tmp_path, 'mrpc', ending='.xz', bom=b'\xef\xbb\xbf')
-  assert read_splits(str(tmp_path), TASKS['mrpc'])['train'] == expected('mrpc', 30)
+  assert read_splits(str(tmp_path), GLUE_TASKS['mrpc'])['train'] == expected('mrpc', 30)
   path = write(tmp_path, 'cola', bom=b'\xef\xbb\xbf') / 'train.tsv'
   path.write_bytes(path.read_bytes().replace(b'\n', b'\r\n'))
-  assert read_splits(str(tmp_path), TASKS['cola'])['train'] == expected('cola', 30)
+  assert read_splits(str(tmp_path), GLUE_TASKS['cola'])['train'] == expected('cola', 30)
 
 
 @pytest.mark.parametrize('ending', ['zip', 'tar.gz'])
@@ -131,7 +131,7 @@ def test_archives_are_read(folder, tmp_path, ending):
   else:
     with tarfile.open(path, 'w:gz') as archive:
       archive.add(folder / 'SST-2', 'glue_data/SST-2')
-  assert read_splits(str(path), TASKS['sst2'])['train'] == expected('sst2', 30)
+  assert read_splits(str(path), GLUE_TASKS['sst2'])['train'] == expected('sst2', 30)
   builder = make_builder(SMALL, task='sst2', data_dir=str(tmp_path / 'd'), source=str(tmp_path))
   assert builder.builder_config.source == str(path)
 
@@ -153,8 +153,8 @@ def test_mrpc_is_made_of_its_sources(folder, tmp_path):
   files, rows = mrpc_sources()
   for name, text in files.items():
     (tmp_path / name).write_bytes(text)
-  splits = read_splits(str(tmp_path), TASKS['mrpc'])
-  whole = read_splits(str(folder), TASKS['mrpc'])
+  splits = read_splits(str(tmp_path), GLUE_TASKS['mrpc'])
+  whole = read_splits(str(folder), GLUE_TASKS['mrpc'])
   assert {name: sorted(part) for name, part in splits.items()} == {
     name: sorted(part) for name, part in whole.items()
   }
@@ -163,14 +163,14 @@ def test_mrpc_is_made_of_its_sources(folder, tmp_path):
   ][:2]
   (tmp_path / 'mrpc_dev_ids.tsv').unlink()
   with pytest.raises(FileNotFoundError, match=r'lacks MRPC/mrpc_dev_ids\.tsv: fetch .*senteval'):
-    read_splits(str(tmp_path), TASKS['mrpc'])
+    read_splits(str(tmp_path), GLUE_TASKS['mrpc'])
 
 
 def test_incomplete_rows_of_qqp_are_skipped(tmp_path):
   path = write(tmp_path, 'qqp') / 'train.tsv'
   with path.open('ab') as file:
     file.write(b'\n1\t2\t3\tbroken\n1\t2\t3\tno label\tsecond\t\n1\t2\t3\t\tonly one\t1')
-  train = read_splits(str(tmp_path), TASKS['qqp'])['train']
+  train = read_splits(str(tmp_path), GLUE_TASKS['qqp'])['train']
   assert train == [*expected('qqp', 30), ((b'', b'only one'), 1)]
   builder = prepared(tmp_path / 'data', tmp_path, 'qqp')
   parts = [record for part in ('train', 'test') for record in builder.as_data_source(part)]
@@ -257,7 +257,7 @@ def test_prepared_data_needs_no_source(builder, tmp_path):
 
 
 def test_known_contents_have_no_digest(monkeypatch, folder, tmp_path):
-  digest = glue.digest_splits(read_splits(str(folder), TASKS['cola']))
+  digest = glue.digest_splits(read_splits(str(folder), GLUE_TASKS['cola']))
   make = lambda: make_builder(
     SMALL, task='cola', data_dir=str(tmp_path / 'data'), source=str(folder)
   )
@@ -285,7 +285,7 @@ def test_without_source_the_archive_is_fetched(monkeypatch, folder, tmp_path):
   assert glue.is_benchmark(builder)
   datasets.prepare(builder)
   url = 'https://dl.fbaipublicfiles.com/glue/data/RTE.zip'
-  assert asked == [(url, str(tmp_path / 'RTE.zip'), TASKS['rte'].sha256)]
+  assert asked == [(url, str(tmp_path / 'RTE.zip'), GLUE_TASKS['rte'].sha256)]
   datasets.prepare(make_builder(SMALL, task='rte', data_dir=str(tmp_path)))
   assert len(asked) == 1
 
@@ -318,7 +318,7 @@ def test_a_folder_in_data_dir_is_taken(tmp_path):
 
 
 def test_the_table_is_that_of_glue():
-  assert {name: (task.num_train[0], task.num_dev) for name, task in TASKS.items()} == {
+  assert {name: (task.num_train[0], task.num_dev) for name, task in GLUE_TASKS.items()} == {
     'sst2': (67_349, 872),
     'mrpc': (3668, 408),
     'qqp': (363_846, 40_430),
@@ -328,8 +328,8 @@ def test_the_table_is_that_of_glue():
     'rte': (2490, 277),
     'cola': (8551, 1043),
   }
-  assert {name for task in TASKS.values() for name in task.metrics} == set(metrics.METRICS)
-  assert [name for name, task in TASKS.items() if len(task.texts) == 1] == ['sst2', 'cola']
+  assert {name for task in GLUE_TASKS.values() for name in task.metrics} == set(metrics.METRICS)
+  assert [name for name, task in GLUE_TASKS.items() if len(task.texts) == 1] == ['sst2', 'cola']
 
 
 # Errors.
@@ -350,14 +350,14 @@ def test_damaged_rows_are_named(tmp_path, name, line, message):
   path = write(tmp_path, name) / 'train.tsv'
   path.write_bytes(path.read_bytes() + b'\n' + line)
   with pytest.raises(ValueError, match=rf'train\.tsv, {message}|{message}.*') as error:
-    read_splits(str(tmp_path), TASKS[name])
+    read_splits(str(tmp_path), GLUE_TASKS[name])
   assert 'replace it, from https://dl.fbaipublicfiles.com' in str(error.value)
 
 
 def test_other_headers_are_an_error(tmp_path):
   write(tmp_path, 'wnli', folder='SST-2')
   with pytest.raises(ValueError, match=r"line 1: expected columns sentence, found 'index, sen"):
-    read_splits(str(tmp_path), TASKS['sst2'])
+    read_splits(str(tmp_path), GLUE_TASKS['sst2'])
 
 
 def test_missing_files_are_named(folder, tmp_path):
