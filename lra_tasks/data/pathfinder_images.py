@@ -27,13 +27,13 @@ import dataclasses
 import functools
 import itertools
 import math
-import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from kl_flax.errors import unknown_name
+from lra_tasks.machine import num_cores
 
 # Number of dashes of the long paths, for each of LRA's three difficulties.
 CONTOUR_LENGTHS = {'easy': 6, 'inter': 9, 'hard': 14}
@@ -519,13 +519,6 @@ def generate(
         f'{start + failed[0]}: {params} leaves (next to) no room for them; take shorter paths'
       )
   return result
-
-
-def num_cores() -> int:
-  """Return the number of cores that this process may use; where unknown, that of the machine."""
-  if hasattr(os, 'sched_getaffinity'):  # Not on macOS.
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def stream(

@@ -27,7 +27,7 @@ from kl_flax.spectral import as_weighted
 from lra_tasks import configuration, optimizer, parallel, steps
 from lra_tasks.console import show_progress
 from lra_tasks.data import datasets
-from lra_tasks.data.pathfinder_images import num_cores
+from lra_tasks.machine import num_cores
 from lra_tasks.speed.timing import (
   Compiled,
   Machine,

@@ -20,7 +20,7 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 
-from lra_tasks.data.pathfinder_images import num_cores
+from lra_tasks.machine import num_cores
 
 # Calls that are timed as one, at most.
 _MOST_CALLS = 1000

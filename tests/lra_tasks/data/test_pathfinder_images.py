@@ -1,7 +1,6 @@
 import dataclasses
 import hashlib
 import math
-import os
 import threading
 
 import numpy as np
@@ -47,14 +46,6 @@ def test_threads_change_nothing_but_time(images):
     parts = list(stream(parameters(32), 0, 3, 190, num_threads))
     pixels = np.concatenate([part.pixels for part in parts])
     np.testing.assert_array_equal(pixels, images.pixels[3:190])
-
-
-def test_cores_are_counted_on_any_system(monkeypatch):
-  assert pathfinder_images.num_cores() == len(os.sched_getaffinity(0))
-  monkeypatch.delattr(os, 'sched_getaffinity')
-  assert pathfinder_images.num_cores() == os.cpu_count()
-  monkeypatch.setattr(os, 'cpu_count', lambda: None)
-  assert pathfinder_images.num_cores() == 1
 
 
 def test_an_abandoned_stream_ends_its_threads():
