@@ -24,7 +24,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ from ml_collections import config_flags
 
 from kl_flax.models import get_row
 from lra_tasks import configuration, parallel, tasks
-from lra_tasks.console import define_integers, set_up_logging, three_digits
+from lra_tasks.console import define_integers, one_line_errors, set_up_logging, three_digits
 from lra_tasks.files import write_json
 from lra_tasks.speed.cases import (
   Case,
@@ -287,17 +286,13 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   )
 
 
-def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
-  """Measure what the flags say and print a table; return the exit code: 0, or 1 after an error."""
+@one_line_errors
+def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
+  """Measure what the flags say and print a table."""
   set_up_logging()
-  try:
-    if len(argv) > 1:
-      raise ValueError(f'unknown arguments: {" ".join(argv[1:])}; --help tells more')
-    _run(flag_values)
-  except (ValueError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
-  return 0
+  if len(argv) > 1:
+    raise ValueError(f'unknown arguments: {" ".join(argv[1:])}; --help tells more')
+  _run(flag_values)
 
 
 def _run(flag_values: flags.FlagValues) -> None:

@@ -1,9 +1,11 @@
-"""What a user sees while something runs: log lines and progress bars, all on stderr."""
+"""What a user sees while something runs: log lines, progress bars and errors, all on stderr."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -45,6 +47,36 @@ def set_up_logging() -> None:
     ours.handlers[:] = [handler]
     ours.setLevel(logging.INFO)
     ours.propagate = False
+
+
+def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int]:
+  """Decorate a command's `main`: what its user can mend is one line, not a traceback.
+
+  The exit code is then 1 after a ValueError, an OSError or without matplotlib, which is optional,
+  and 130 after Ctrl-C; else it is what `main` returns, where None is 0.
+  """
+
+  @functools.wraps(main)
+  def guarded(*arguments: Any, **options: Any) -> int:
+    try:
+      return main(*arguments, **options) or 0
+    except KeyboardInterrupt:
+      print('interrupted', file=sys.stderr)
+      return 130
+    except (ValueError, OSError, ImportError) as error:
+      if isinstance(error, ImportError) and 'matplotlib' not in str(error):
+        raise
+      print(f'error: {_describe(error)}', file=sys.stderr)
+      return 1
+
+  return guarded
+
+
+def _describe(error: Exception) -> str:
+  if isinstance(error, ImportError):
+    return f'{error}; pip install matplotlib'
+  is_file = isinstance(error, OSError) and error.filename
+  return f'{error.filename}: {error.strerror}' if is_file else str(error)
 
 
 class Progress:

@@ -45,7 +45,13 @@ from kl_flax.heads import ACTIVATIONS, Classifier
 from kl_flax.models import MODELS, make_classifier
 from kl_flax.tokenizers import tokenizer_from_dict
 from lra_tasks import rundir, steps, tasks
-from lra_tasks.console import define_integers, set_up_logging, show_progress, three_digits
+from lra_tasks.console import (
+  define_integers,
+  one_line_errors,
+  set_up_logging,
+  show_progress,
+  three_digits,
+)
 from lra_tasks.data import pipeline
 from lra_tasks.files import read_json
 from lra_tasks.plotting import color, label, new_figure, save
@@ -306,37 +312,30 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   flags.adopt_module_key_flags(sys.modules[__name__], flag_values)
 
 
-def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
-  """Write table and figure of the runs `argv[1:]`; return the exit code: 0, or 1 after an error."""
+@one_line_errors
+def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
+  """Write table and figure of the runs `argv[1:]`."""
   set_up_logging()
-  try:
-    if len(argv) < 2 or flag_values.out is None:
-      raise ValueError('name --out and at least one run; --help tells more')
-    curves = [
-      read_run(
-        run,
-        percents=flag_values.accuracies,
-        examples=flag_values.examples,
-        draws=flag_values.draws,
-        data_dir=flag_values.data_dir,
-      )
-      for run in argv[1:]
-    ]
-    text = table(curves, flag_values.accuracies)
-    directory = Path(flag_values.out)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / 'gradients.md').write_text(text, encoding='utf-8')
-    print(text, end='')
-    path = directory / 'learning_curves.png'
-    save(learning_curves(curves), path)
-    print(path)
-  except ImportError as error:
-    print(f'error: {error}; pip install matplotlib', file=sys.stderr)
-    return 1
-  except (ValueError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
-  return 0
+  if len(argv) < 2 or flag_values.out is None:
+    raise ValueError('name --out and at least one run; --help tells more')
+  curves = [
+    read_run(
+      run,
+      percents=flag_values.accuracies,
+      examples=flag_values.examples,
+      draws=flag_values.draws,
+      data_dir=flag_values.data_dir,
+    )
+    for run in argv[1:]
+  ]
+  text = table(curves, flag_values.accuracies)
+  directory = Path(flag_values.out)
+  directory.mkdir(parents=True, exist_ok=True)
+  (directory / 'gradients.md').write_text(text, encoding='utf-8')
+  print(text, end='')
+  path = directory / 'learning_curves.png'
+  save(learning_curves(curves), path)
+  print(path)
 
 
 if __name__ == '__main__':

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +33,7 @@ from kl_flax.inspection import AttentionLayer
 from kl_flax.models import make_classifier
 from kl_flax.tokenizers import ByteTokenizer, PixelTokenizer
 from lra_tasks import inspect_figures, parallel, plotting, rundir, steps, tasks
-from lra_tasks.console import set_up_logging
+from lra_tasks.console import one_line_errors, set_up_logging
 from lra_tasks.data import pipeline
 from lra_tasks.files import read_json
 from lra_tasks.pretrained import Pretrained
@@ -323,25 +322,15 @@ _WRITERS = {
 }
 
 
-def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
-  """Look at the run `argv[1]`; return the exit code: 0, 1 after an error, 130 if interrupted."""
+@one_line_errors
+def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
+  """Look at the run `argv[1]`."""
   set_up_logging()
   parallel.enable_compilation_cache()
-  try:
-    if len(argv) != 2 or flag_values.out is None:
-      raise ValueError('name the directory of one run, and --out; --help tells more')
-    for path in inspect(argv[1], flag_values):
-      print(path)
-  except ImportError as error:
-    print(f'error: {error}; pip install matplotlib', file=sys.stderr)
-    return 1
-  except (ValueError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
-  except KeyboardInterrupt:
-    print('interrupted', file=sys.stderr)
-    return 130
-  return 0
+  if len(argv) != 2 or flag_values.out is None:
+    raise ValueError('name the directory of one run, and --out; --help tells more')
+  for path in inspect(argv[1], flag_values):
+    print(path)
 
 
 def run() -> None:

@@ -22,7 +22,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from lra_tasks import configuration, tasks
-from lra_tasks.console import set_up_logging
+from lra_tasks.console import one_line_errors, set_up_logging
 from lra_tasks.data import datasets
 from lra_tasks.tasks import TASKS
 
@@ -61,22 +61,20 @@ def _open(flag_values: flags.FlagValues) -> datasets.Builder:
   )
 
 
+@one_line_errors
 def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
   """Prepare what the flags name; return the exit code: 0, 1 after an error, 130 if interrupted."""
   set_up_logging()
+  if len(argv) > 1:
+    raise ValueError(f'unknown arguments: {" ".join(argv[1:])}; --help tells more')
   try:
-    if len(argv) > 1:
-      raise ValueError(f'unknown arguments: {" ".join(argv[1:])}; --help tells more')
     with datasets.interruptible():
       builder = _open(flag_values)
       datasets.prepare(builder)
-    print(describe(builder))
-  except (ValueError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
   except KeyboardInterrupt:
     print('interrupted: nothing was prepared', file=sys.stderr)
     return 130
+  print(describe(builder))
   return 0
 
 

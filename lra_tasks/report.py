@@ -22,6 +22,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from lra_tasks.console import one_line_errors
 from lra_tasks.reporting import results
 from lra_tasks.reporting.html import render_html
 from lra_tasks.reporting.rows import build_report
@@ -53,19 +54,12 @@ RENDERERS = {
 }
 
 
+@one_line_errors
 def main(argv: Sequence[str]) -> int:
   """Print the report of the directories `argv[1:]`; return the exit code."""
-  try:
-    found = results.load_results(argv[1:] or [results.KEPT])
-  except (ValueError, OSError) as error:
-    return _fail(error)
+  found = results.load_results(argv[1:] or [results.KEPT])
   report = build_report(found, results.load_published(), _PUBLISHED.value, _EXTERNAL.value)
-  render = RENDERERS[_FORMAT.value]
-  try:
-    text = render(report)
-  except ImportError as error:
-    print(f'error: {error}; pip install matplotlib', file=sys.stderr)
-    return 1
+  text = RENDERERS[_FORMAT.value](report)
   if _FORMAT.value == 'csv':  # The other formats have notes.
     for run in report.unfinished:
       print(f'note: not finished, left out: {run}', file=sys.stderr)
@@ -79,15 +73,7 @@ def main(argv: Sequence[str]) -> int:
     # The reader (`| head`) has seen enough; keep the interpreter from flushing again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
-  except OSError as error:
-    return _fail(error)
   return 0
-
-
-def _fail(error: ValueError | OSError) -> int:
-  is_file = isinstance(error, OSError) and error.filename
-  print(f'error: {f"{error.filename}: {error.strerror}" if is_file else error}', file=sys.stderr)
-  return 1
 
 
 if __name__ == '__main__':

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags
 
-from lra_tasks.console import set_up_logging, three_digits
+from lra_tasks.console import one_line_errors, set_up_logging, three_digits
 from lra_tasks.plotting import SOFTMAX, color, label, new_figure, save
 
 _OUT = flags.DEFINE_string('out', None, 'Directory for the figures; created if need be.')
@@ -264,21 +263,14 @@ def draw(points: Sequence[Point], out: str) -> list[Path]:
   return written
 
 
-def main(argv: Sequence[str]) -> int:
-  """Draw the files `argv[1:]`; return the exit code: 0, or 1 after an error."""
+@one_line_errors
+def main(argv: Sequence[str]) -> None:
+  """Draw the files `argv[1:]`."""
   set_up_logging()
-  try:
-    if len(argv) < 2 or _OUT.value is None:
-      raise ValueError('name --out and at least one file of the benchmark; --help tells more')
-    for path in draw(load(argv[1:]), _OUT.value):
-      print(path)
-  except ImportError as error:
-    print(f'error: {error}; pip install matplotlib', file=sys.stderr)
-    return 1
-  except (ValueError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
-  return 0
+  if len(argv) < 2 or _OUT.value is None:
+    raise ValueError('name --out and at least one file of the benchmark; --help tells more')
+  for path in draw(load(argv[1:]), _OUT.value):
+    print(path)
 
 
 if __name__ == '__main__':

@@ -36,7 +36,7 @@ from absl import app, flags
 
 from kl_flax.models import get_row
 from lra_tasks import configuration, rundir, tasks
-from lra_tasks.console import define_integers, set_up_logging
+from lra_tasks.console import define_integers, one_line_errors, set_up_logging
 from lra_tasks.files import is_taken, lock, read_json
 from lra_tasks.finished import Run, read_folder
 from lra_tasks.pretrained import Pretrained
@@ -440,37 +440,34 @@ def _options(flag_values: flags.FlagValues) -> dict[str, list[str]]:
   return options
 
 
+@one_line_errors
 def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
   """Run what the flags say; return 0, 1 after an error or a failed run, 130 if interrupted."""
   set_up_logging()
   started = time.monotonic()
-  try:
-    if len(argv) > 1:
-      raise ValueError(f'unknown arguments: {" ".join(argv[1:])}; --help tells more')
-    if not flag_values.tasks:
-      raise ValueError(f'--tasks is required, some of: {", ".join(tasks.TASKS)}')
-    if flag_values.minutes is not None and not flag_values.minutes > 0:
-      raise ValueError(f'--minutes must be above 0, got {flag_values.minutes}')
-    jobs = make_jobs(
-      flag_values.tasks,
-      flag_values.models,
-      flag_values.seeds,
-      preset=flag_values.preset,
-      changes=flag_values.set,
-      configs=flag_values.configs,
-      init_from=flag_values.init_from,
-    )
-    sweep = Sweep(
-      jobs,
-      runs=flag_values.runs,
-      results_dir=flag_values.results_dir,
-      options=_options(flag_values),
-      deadline=flag_values.minutes and started + 60 * flag_values.minutes,
-    )
-    found = sweep.outcomes() if flag_values.dry_run else sweep.run()
-  except (ValueError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
+  if len(argv) > 1:
+    raise ValueError(f'unknown arguments: {" ".join(argv[1:])}; --help tells more')
+  if not flag_values.tasks:
+    raise ValueError(f'--tasks is required, some of: {", ".join(tasks.TASKS)}')
+  if flag_values.minutes is not None and not flag_values.minutes > 0:
+    raise ValueError(f'--minutes must be above 0, got {flag_values.minutes}')
+  jobs = make_jobs(
+    flag_values.tasks,
+    flag_values.models,
+    flag_values.seeds,
+    preset=flag_values.preset,
+    changes=flag_values.set,
+    configs=flag_values.configs,
+    init_from=flag_values.init_from,
+  )
+  sweep = Sweep(
+    jobs,
+    runs=flag_values.runs,
+    results_dir=flag_values.results_dir,
+    options=_options(flag_values),
+    deadline=flag_values.minutes and started + 60 * flag_values.minutes,
+  )
+  found = sweep.outcomes() if flag_values.dry_run else sweep.run()
   print(render(found))
   return sweep.exit_code or int(any(outcome.state == 'failed' for outcome in found.values()))
 

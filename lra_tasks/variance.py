@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import collections
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +38,7 @@ from kl_flax.checkpoints import has_checkpoint
 from kl_flax.models import get_row
 from kl_flax.predictor import Predictor
 from lra_tasks import configuration, rundir, tasks
-from lra_tasks.console import set_up_logging, show_progress
+from lra_tasks.console import one_line_errors, set_up_logging, show_progress
 from lra_tasks.data import pipeline
 from lra_tasks.files import read_json, write_json
 from lra_tasks.finished import Run, read_folder
@@ -440,36 +439,29 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   define(flags.DEFINE_string, 'source', None, 'Raw data, if a run was given one.')
 
 
-def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
-  """Measure the runs in and below `argv[1:]`; return the exit code: 0, or 1 after an error."""
+@one_line_errors
+def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
+  """Measure the runs in and below `argv[1:]`."""
   set_up_logging()
-  try:
-    if len(argv) < 2:
-      raise ValueError('name the directory of at least one run; --help tells more')
-    if flag_values.split not in ('train', 'validation', 'test'):
-      raise ValueError(f'--split must be train, validation or test, got {flag_values.split!r}')
-    for name, least in (('samples', 2), ('limit', 1)):
-      value = flag_values[name].value
-      if value is not None and value < least:
-        raise ValueError(f'--{name} must be at least {least}, got {value}')
-    wanted = {name: flag_values[name].value for name in ('split', 'samples', 'limit')}
-    choice = choose(argv[1:], **wanted)
-    options = wanted | {'samples': flag_values.samples or _SAMPLES, 'source': flag_values.source}
-    found = [
-      known or measure_run(str(folder), data_dir=flag_values.data_dir, **options)
-      for folder, known in choice.runs.items()
-    ]
-    print('\n'.join([render(found), *([''] if choice.notes else []), *choice.notes]))
-    if flag_values.out:
-      for path in write(found, flag_values.out):
-        print(path)
-  except ImportError as error:
-    print(f'error: {error}; pip install matplotlib', file=sys.stderr)
-    return 1
-  except (ValueError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
-  return 0
+  if len(argv) < 2:
+    raise ValueError('name the directory of at least one run; --help tells more')
+  if flag_values.split not in ('train', 'validation', 'test'):
+    raise ValueError(f'--split must be train, validation or test, got {flag_values.split!r}')
+  for name, least in (('samples', 2), ('limit', 1)):
+    value = flag_values[name].value
+    if value is not None and value < least:
+      raise ValueError(f'--{name} must be at least {least}, got {value}')
+  wanted = {name: flag_values[name].value for name in ('split', 'samples', 'limit')}
+  choice = choose(argv[1:], **wanted)
+  options = wanted | {'samples': flag_values.samples or _SAMPLES, 'source': flag_values.source}
+  found = [
+    known or measure_run(str(folder), data_dir=flag_values.data_dir, **options)
+    for folder, known in choice.runs.items()
+  ]
+  print('\n'.join([render(found), *([''] if choice.notes else []), *choice.notes]))
+  if flag_values.out:
+    for path in write(found, flag_values.out):
+      print(path)
 
 
 def run() -> None:
