@@ -13,15 +13,18 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
 from kl_flax.models import get_row, ignores_padding, make_model
+from kl_flax.tokenizers import Tokenizer
 from lra_tasks import configuration, optimizer, parallel, rundir, steps, tasks
 from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.console import set_up_logging
@@ -48,6 +51,8 @@ _TEST_ONLY = flags.DEFINE_bool('test_only', False, 'Only evaluate the run on the
 
 # Not __name__: this file runs as __main__.
 logger = logging.getLogger('lra_tasks.train')
+
+_NOTHING_TO_TEST = '--test_only: {} holds no checkpoint to evaluate'
 
 
 def train(
@@ -80,55 +85,27 @@ def train(
     NonFiniteLossError: when the loss is no longer finite; the last good checkpoint stays.
   """
   started = time.monotonic()
-  # All that the config tells, before any data is prepared, which may take hours.
-  if test_only and not os.path.exists(os.path.join(model_dir, 'config.json')):
-    raise ValueError(f'--test_only: {model_dir} holds no checkpoint to evaluate')
-  parallel.start()
-  parallel.check_batch_size(fields['batch_size'])
-  resume = fields['restore_checkpoints'] or test_only
-  task_name = task_name or rundir.stored_task_name(model_dir)
-  origin = Pretrained(init_from) if init_from else rundir.stored_origin(model_dir)
-  fields = fields | {'pretrained': origin.label if origin else ''}
-  rundir.check_run(model_dir, fields, source, resume=resume)
-  finished = read_folder(Path(model_dir))
-  if isinstance(finished, Run) and not test_only:
-    _say_finished(finished, fields)
+  # All that the config tells comes before any data is prepared, which may take hours.
+  fields, origin = _check(fields, model_dir, source, init_from, test_only)
+  if not test_only and _is_finished(fields, model_dir):
     return 0
-  if fields['dtype'] == 'auto':  # A run goes on as it began, on any device.
-    dtype = rundir.stored_dtype(model_dir) or parallel.default_dtype()
-    fields = fields | {'dtype': dtype}
-  spec = get_task(fields['task'])
-  tokenizer = origin.tokenizer if origin else None
-  steps.count_parameters(make_model(**configuration.model_arguments(fields, tokenizer=tokenizer)))
+  fields = _with_dtype(fields, model_dir)
+  pretrained = origin.tokenizer if origin else None
+  steps.count_parameters(make_model(**configuration.model_arguments(fields, tokenizer=pretrained)))
 
-  # Data: prepared once per machine, then read in equal shares by all processes.
-  with datasets.interruptible(parallel.own_signals()):
-    builder = configuration.open_data(fields, data_dir=data_dir, source=source, task_name=task_name)
-    datasets.prepare(builder)
-  tokenizer = tasks.tokenizer_of(spec, builder, tokenizer)
-  read = lambda split: tasks.read(spec, builder, split, tokenizer, fields['max_length'])
-  shapes = {name: fields[name] for name in ('batch_size', 'max_length')}
-  shapes |= {'num_inputs': spec.num_inputs, 'masking': configuration.masking(fields, tokenizer)}
-  shapes['share'] = parallel.share()
-  data = pipeline.train_batches(read('train'), seed=fields['random_seed'], **shapes)
+  task_name = task_name or rundir.stored_task_name(model_dir)
+  builder = _prepare_data(fields, data_dir, source, task_name)
+  spec = get_task(fields['task'])
+  tokenizer = tasks.tokenizer_of(spec, builder, pretrained)
   arguments = configuration.model_arguments(fields, builder.num_classes, tokenizer)
   model = make_model(**arguments)
-  shapes['trim'] = ignores_padding(model)
-  validation = pipeline.Evaluation(
-    read('validation'), num_batches=fields['num_eval_steps'], **shapes
-  )
-  test = pipeline.Evaluation(read('test'), **shapes)
+  batches, validation, test = _read_splits(fields, builder, tokenizer, model)
 
   with contextlib.ExitStack() as stack:
     # From here on a signal asks to save and stop; before, there is nothing to save.
     preemption = stack.enter_context(parallel.Preemption())
-
-    # Optimiser and state: a function of the config alone, as the model.
     schedule, adamw = optimizer.of_config(fields)
-    init = jax.jit(functools.partial(steps.init_state, model, adamw))
-    state = init(seed=np.uint32(fields['random_seed']))
-
-    # The run's directory, and what lies there.
+    state = _init_state(fields, model, adamw)
     description = rundir.describe(
       fields,
       arguments,
@@ -139,72 +116,78 @@ def train(
       task_name=task_name,
       init_from=origin.model_dir if origin else None,
     )
+    resume, write = _may_resume(fields, test_only), not test_only
     description = stack.enter_context(
-      rundir.open_run(model_dir, description, state, tokenizer, resume=resume, write=not test_only)
+      rundir.open_run(model_dir, description, state, tokenizer, resume=resume, write=write)
     )
     checkpoints = Checkpoints(os.path.join(model_dir, 'checkpoints'), fields['keep_accuracies'])
     stack.callback(checkpoints.close)
-    restored = checkpoints.restore_newest(state, data)
-    if restored is None and test_only:
-      raise ValueError(f'--test_only: {model_dir} holds no checkpoint to evaluate')
-    if restored is None and origin:
-      if not isinstance(origin, Pretrained):
-        raise ValueError(f'{model_dir} holds no checkpoint to go on from: give --init_from again')
-      state = state.replace(params=origin.start(state.params, fields['max_length']))
-    step, state = restored or (0, state)
+    restored = checkpoints.restore_newest(state, batches)
+    step, state = restored or (0, _start(state, origin, fields, model_dir, test_only))
     if step:
       logger.info('Continuing at step %d of %d.', step, fields['num_train_steps'])
-    log = RunLog(model_dir, step, started, write=parallel.is_primary() and not test_only)
+    log = RunLog(model_dir, step, started, write=parallel.is_primary() and write)
     stack.callback(log.close)
     state = parallel.replicate(state)
 
-    # Training.
-    train_step = parallel.over_devices(
-      functools.partial(
-        steps.train_step, model=model, optimizer=adamw, resample_every=fields['resample_every']
-      ),
-      donate_state=True,
-    )
-    eval_step = lambda samples: parallel.over_devices(
-      functools.partial(steps.eval_step, model=model, num_samples=samples)
-    )
-    validation_step = eval_step(1)
+    # By the number of draws: the test may share its program with the validation.
+    eval_step = functools.cache(lambda num_samples: _eval_step(model, num_samples))
     loop = Loop(
       fields=fields,
-      train_step=train_step,
-      validate=lambda state: evaluate(validation_step, state, validation, preemption.pending),
+      train_step=_train_step(fields, model, adamw),
+      validate=lambda state: evaluate(eval_step(1), state, validation, preemption.pending),
       schedule=schedule,
       checkpoints=checkpoints,
       log=log,
       preemption=preemption,
     )
     if not test_only:
-      step, state, at_end = loop.run(step, state, data)
+      step, state, at_end = loop.run(step, state, batches)
       if not at_end:
         logger.info('Stopped at step %d; the same command goes on from there.', step)
         return preemption.exit_code
+    return _test(loop, step, state, test, eval_step, description, model_dir)
 
-    # The test split is read here, once, with the parameters that were best on validation.
-    best = checkpoints.best_step()
-    if best is not None:
-      state = parallel.replicate(checkpoints.restore(best, parallel.to_host(state)))
-    samples = fields['eval_samples'] if _is_stochastic(fields) else 1
-    step_fn = validation_step if samples == 1 else eval_step(samples)
-    sums = evaluate(step_fn, state, test, preemption.pending)
-    if sums is None:
-      logger.info('Stopped before the test; the same command goes on from there.')
-      return preemption.exit_code
-    found = rundir.results(
-      description, sums, log.records, split='test', steps=step, best_step=best, eval_samples=samples
-    )
-    path = os.path.join(model_dir, 'results.json')
-    if parallel.is_primary():
-      write_json(path, found)
-    logger.info(
-      'Test accuracy %.2f %% on %d examples (%.2f %% by always answering the commonest class): %s',
-      100 * found['accuracy'], found['examples'], 100 * found['majority_class'], path,
+
+def _check(
+  fields: dict[str, Any],
+  model_dir: str,
+  source: str | None,
+  init_from: str | None,
+  test_only: bool,
+) -> tuple[dict[str, Any], Pretrained | rundir.Origin | None]:
+  """Refuse what cannot run, as far as the config tells; return the config and what it starts from.
+
+  Raises:
+    ValueError: see `train`.
+    OSError: if the run that it starts from is not there.
+  """
+  if test_only and not os.path.exists(os.path.join(model_dir, 'config.json')):
+    raise ValueError(_NOTHING_TO_TEST.format(model_dir))
+  parallel.start()
+  parallel.check_batch_size(fields['batch_size'])
+  origin = Pretrained(init_from) if init_from else rundir.stored_origin(model_dir)
+  fields = fields | {'pretrained': origin.label if origin else ''}
+  rundir.check_run(model_dir, fields, source, resume=_may_resume(fields, test_only))
+  return fields, origin
+
+
+def _may_resume(fields: dict[str, Any], test_only: bool) -> bool:
+  return fields['restore_checkpoints'] or test_only
+
+
+def _is_finished(fields: dict[str, Any], model_dir: str) -> bool:
+  """Return whether nothing is left to do, and say so."""
+  run = read_folder(Path(model_dir))
+  if not isinstance(run, Run):
+    return False
+  logger.info('This run is finished; its results are in %s.', run.path)
+  if _is_stochastic(fields) and run.eval_samples != fields['eval_samples']:
+    logger.warning(
+      'It was evaluated with eval_samples=%d; --test_only evaluates it with %d.',
+      run.eval_samples, fields['eval_samples'],
     )  # fmt: skip
-    return 0
+  return True
 
 
 def _is_stochastic(fields: dict[str, Any]) -> bool:
@@ -212,13 +195,129 @@ def _is_stochastic(fields: dict[str, Any]) -> bool:
   return get_row(fields['model_type']).is_stochastic(options)
 
 
-def _say_finished(run: Run, fields: dict[str, Any]) -> None:
-  logger.info('This run is finished; its results are in %s.', run.path)
-  if _is_stochastic(fields) and run.eval_samples != fields['eval_samples']:
-    logger.warning(
-      'It was evaluated with eval_samples=%d; --test_only evaluates it with %d.',
-      run.eval_samples, fields['eval_samples'],
-    )  # fmt: skip
+def _with_dtype(fields: dict[str, Any], model_dir: str) -> dict[str, Any]:
+  """Return the config with a dtype: a run goes on as it began, on any device."""
+  if fields['dtype'] != 'auto':
+    return fields
+  return fields | {'dtype': rundir.stored_dtype(model_dir) or parallel.default_dtype()}
+
+
+def _prepare_data(
+  fields: dict[str, Any], data_dir: str, source: str | None, task_name: str | None
+) -> datasets.Builder:
+  """Return the builder of the data, prepared: once per machine, for all of its processes."""
+  with datasets.interruptible(parallel.own_signals()):
+    builder = configuration.open_data(fields, data_dir=data_dir, source=source, task_name=task_name)
+    datasets.prepare(builder)
+  return builder
+
+
+def _read_splits(
+  fields: dict[str, Any], builder: datasets.Builder, tokenizer: Tokenizer, model: nn.Module
+) -> tuple[Iterator[Any], pipeline.Evaluation, pipeline.Evaluation]:
+  """Return the batches of train (endless), validation and test: of each this process's share."""
+  spec = get_task(fields['task'])
+  read = lambda split: tasks.read(spec, builder, split, tokenizer, fields['max_length'])
+  shapes = {name: fields[name] for name in ('batch_size', 'max_length')}
+  shapes |= {'num_inputs': spec.num_inputs, 'masking': configuration.masking(fields, tokenizer)}
+  shapes['share'] = parallel.share()
+  evaluation = functools.partial(pipeline.Evaluation, trim=ignores_padding(model), **shapes)
+  return (
+    pipeline.train_batches(read('train'), seed=fields['random_seed'], **shapes),
+    evaluation(read('validation'), num_batches=fields['num_eval_steps']),
+    evaluation(read('test')),
+  )
+
+
+def _init_state(fields: dict[str, Any], model: nn.Module, adamw: Any) -> Any:
+  """Return the state before the first step: a function of the config alone."""
+  init = jax.jit(functools.partial(steps.init_state, model, adamw))
+  return init(seed=np.uint32(fields['random_seed']))
+
+
+def _start(
+  state: Any,
+  origin: Pretrained | rundir.Origin | None,
+  fields: dict[str, Any],
+  model_dir: str,
+  test_only: bool,
+) -> Any:
+  """Return the state to start with where there is no checkpoint: that of the origin's encoder.
+
+  Raises:
+    ValueError: if there is nothing to train, if all that is left of the origin is its name, or if
+      it has another encoder.
+    FileNotFoundError: if the origin has no checkpoint.
+  """
+  if test_only:
+    raise ValueError(_NOTHING_TO_TEST.format(model_dir))
+  if origin is None:
+    return state
+  if not isinstance(origin, Pretrained):
+    raise ValueError(f'{model_dir} holds no checkpoint to go on from: give --init_from again')
+  return state.replace(params=origin.start(state.params, fields['max_length']))
+
+
+def _train_step(fields: dict[str, Any], model: nn.Module, adamw: Any) -> Callable[..., Any]:
+  step = functools.partial(
+    steps.train_step, model=model, optimizer=adamw, resample_every=fields['resample_every']
+  )
+  return parallel.over_devices(step, donate_state=True)
+
+
+def _eval_step(model: nn.Module, num_samples: int) -> Callable[..., Any]:
+  step = functools.partial(steps.eval_step, model=model, num_samples=num_samples)
+  return parallel.over_devices(step)
+
+
+def _test(
+  loop: Loop,
+  step: int,
+  state: Any,
+  test: pipeline.Evaluation,
+  eval_step: Callable[[int], Callable[..., Any]],
+  description: dict[str, Any],
+  model_dir: str,
+) -> int:
+  """Read the test split, once, with the parameters that were best on validation.
+
+  Args:
+    loop: of the run; it has the checkpoints, the log and the signals.
+    step: number of steps taken.
+    state: after them, replicated.
+    test: batches of the split.
+    eval_step: number of draws -> step of the evaluation.
+    description: contents of config.json.
+    model_dir: where results.json is written.
+
+  Returns:
+    The exit code: 0, or that of a signal that came meanwhile.
+  """
+  best = loop.checkpoints.best_step()
+  if best is not None:
+    state = parallel.replicate(loop.checkpoints.restore(best, parallel.to_host(state)))
+  samples = loop.fields['eval_samples'] if _is_stochastic(loop.fields) else 1
+  sums = evaluate(eval_step(samples), state, test, loop.preemption.pending)
+  if sums is None:
+    logger.info('Stopped before the test; the same command goes on from there.')
+    return loop.preemption.exit_code
+  found = rundir.results(
+    description,
+    sums,
+    loop.log.records,
+    split='test',
+    steps=step,
+    best_step=best,
+    eval_samples=samples,
+  )
+  path = os.path.join(model_dir, 'results.json')
+  if parallel.is_primary():
+    write_json(path, found)
+  logger.info(
+    'Test accuracy %.2f %% on %d examples (%.2f %% by always answering the commonest class): %s',
+    100 * found['accuracy'], found['examples'], 100 * found['majority_class'], path,
+  )  # fmt: skip
+  return 0
 
 
 def main(argv: list[str]) -> int:
