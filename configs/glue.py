@@ -11,8 +11,8 @@ vocabulary of the task's own. The development set is validation and test, as is 
 """
 
 from kl_flax.errors import unknown_name
-from lra_tasks.configuration import SHORT_FREQUENCIES, TINY, task_config
 from lra_tasks.data import glue
+from lra_tasks.presets import SHORT_FREQUENCIES, TINY, task_config
 from lra_tasks.tasks import get_task
 
 _BATCH_SIZE, _EPOCHS = 64, 10

@@ -12,7 +12,7 @@ Every pixel is a valid position. LRA takes black ones for padding, as does
 `--config.data.mask_zero=True`.
 """
 
-from lra_tasks.configuration import TINY, task_config
+from lra_tasks.presets import TINY, task_config
 from lra_tasks.tasks import get_task
 
 # Table 7: frequencies per model. FastFood's ablations have FastFood's, the controls gmm_prf's.

@@ -8,7 +8,7 @@ Published test accuracy: `python -m lra_tasks.report --published=all` beside our
   tiny    the same code path on small data: under a minute on two CPU cores
 """
 
-from lra_tasks.configuration import TINY, task_config
+from lra_tasks.presets import TINY, task_config
 from lra_tasks.tasks import get_task
 
 # Table 7: frequencies per model. FastFood's ablations have FastFood's, the controls gmm_prf's.

@@ -8,7 +8,7 @@ takes black pixels for padding, `--config.data.mask_zero=True`; here every pixel
   tiny    the same code path on a few images: under a minute on two CPU cores
 """
 
-from lra_tasks.configuration import block_frequencies, pathfinder_presets, task_config
+from lra_tasks.presets import block_frequencies, pathfinder_presets, task_config
 
 # Where LRA's files for other models differ from its base Transformer.
 _LRA_MODELS = {

@@ -5,7 +5,8 @@ expressions have 8 to 64 tokens instead of 500 to 2,000, so published figures st
 results only for orientation.
 """
 
-from lra_tasks.configuration import new_config, parse_argument
+from lra_tasks.configuration import new_config
+from lra_tasks.presets import parse_argument
 
 
 def get_config(argument='gmm_prf'):

@@ -13,7 +13,7 @@ learning rate only ever rises, and the figures are those of models that are hard
 trains to the end.
 """
 
-from lra_tasks.configuration import TINY, task_config
+from lra_tasks.presets import TINY, task_config
 from lra_tasks.tasks import get_task
 
 # Table 7: frequencies per model. FastFood's ablations have FastFood's, the controls gmm_prf's.

@@ -15,7 +15,7 @@ every 100 steps, computation in bfloat16 on GPUs. There is no warm-up, of which 
 """
 
 from kl_flax.models import MODELS
-from lra_tasks.configuration import TINY, task_config
+from lra_tasks.presets import TINY, task_config
 from lra_tasks.tasks import get_task
 
 _PAPER = {

@@ -12,7 +12,7 @@ In `paper` and `lra` the test split serves for validation, as in LRA's code: the
 of the best checkpoint on the test split. `tuned` holds a tenth of the training reviews out.
 """
 
-from lra_tasks.configuration import TINY, task_config
+from lra_tasks.presets import TINY, task_config
 from lra_tasks.tasks import get_task
 
 # Table 7: frequencies per model. FastFood's ablations have FastFood's, the controls gmm_prf's.

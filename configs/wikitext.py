@@ -11,7 +11,7 @@ one, `--source` any other.
           WikiText-103 that takes minutes, for `--task_name=wikitext-2` seconds
 """
 
-from lra_tasks.configuration import SHORT_FREQUENCIES, TINY, task_config
+from lra_tasks.presets import SHORT_FREQUENCIES, TINY, task_config
 from lra_tasks.tasks import get_task
 
 _PAPER = {

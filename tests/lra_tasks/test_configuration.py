@@ -14,7 +14,8 @@ from run_helpers import ROOT, load_config, load_config_file
 
 from kl_flax.models import MODELS, make_classifier, make_model
 from lra_tasks import configuration, rundir
-from lra_tasks.configuration import difference, parse_argument, resolve
+from lra_tasks.configuration import difference, resolve
+from lra_tasks.presets import parse_argument
 from lra_tasks.steps import count_parameters
 from lra_tasks.tasks import TASKS
 
