@@ -9,6 +9,7 @@ Shapes: b sequences, l positions (CLS first, padding included), h heads, d head 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from kl_flax.diagnostics import (
   covariance_eigenvalues,
   spectral_mixture,
 )
+from kl_flax.encoder import MultiHeadAttention
 from kl_flax.models import ignores_padding
 from kl_flax.naive import naive_attention_weights
 from kl_flax.predictor import Predictor
@@ -43,11 +45,12 @@ class AttentionLayer:
 
   Attributes:
     path: of the module in the tree of parameters, separated by slashes.
-    attention: the module, `KernelAttention` or `SoftmaxAttention`, by itself.
-    params: of its sampler; empty without any.
-    query: [b, l, h, d], before the temperature.
+    attention: the module by itself: `KernelAttention`, `SoftmaxAttention` or another mechanism.
+    attention_params: of that module, those of its sampler included.
+    query: [b, l, h, d], before the temperature; None where the mechanism has none.
     key: [b, l, h, d], likewise.
     value: [b, l, h, d].
+    more: what else the mechanism got, by name, [b, l, h, d]: Longformer's global projections.
     key_mask: bool [b, l], True at valid positions.
     output: [b, l, h, d].
     omega: [h, m, d], the frequencies of this call; None without any.
@@ -55,11 +58,12 @@ class AttentionLayer:
   """
 
   path: str
-  attention: KernelAttention | SoftmaxAttention
-  params: Mapping[str, Any]
-  query: np.ndarray
-  key: np.ndarray
+  attention: nn.Module
+  attention_params: Mapping[str, Any]
+  query: np.ndarray | None
+  key: np.ndarray | None
   value: np.ndarray
+  more: Mapping[str, np.ndarray]
   key_mask: np.ndarray
   output: np.ndarray
   omega: np.ndarray | None
@@ -68,17 +72,22 @@ class AttentionLayer:
   @property
   def num_heads(self) -> int:
     """H."""
-    return self.query.shape[2]
+    return self.value.shape[2]
 
   @property
   def head_dim(self) -> int:
     """D."""
-    return self.query.shape[3]
+    return self.value.shape[3]
 
   @property
   def sampler(self) -> nn.Module | None:
     """Where frequencies come from; None without any."""
     return getattr(self.attention, 'sampler', None)
+
+  @property
+  def params(self) -> Mapping[str, Any]:
+    """Parameters of the sampler; empty without any."""
+    return self.attention_params.get('sampler', {})
 
   @property
   def is_learned(self) -> bool:
@@ -105,7 +114,8 @@ def capture(
     spectral_key: of the frequencies; None is `jax.random.key(0)`.
 
   Raises:
-    ValueError: if the model has no attention of the kinds that are known here.
+    ValueError: if the model has no attention that is known here: the package's own classifiers
+      have, whatever the mechanism; in others only `KernelAttention` and `SoftmaxAttention` are.
   """
   key = jax.random.key(0) if spectral_key is None else spectral_key
   modules: list[tuple[str, nn.Module]] = []
@@ -115,12 +125,13 @@ def capture(
     modules.clear()
 
     def look(call, args, kwargs, context):
+      before = len(modules)
       out, module = call(*args, **kwargs), context.module
       if context.method_name != '__call__':
         return out
       if isinstance(module.parent, KernelAttention):  # The sampler, its only submodule.
         draws.append(as_weighted(out))
-      elif isinstance(module, (KernelAttention, SoftmaxAttention)):
+      elif _is_attention(module) and len(modules) == before:  # Else it is around one.
         modules.append(('/'.join(module.path), module.clone(parent=None, name=None)))
         frequencies = draws.pop() if draws else (None, None)
         calls.append((_arguments(*args, **kwargs), out, frequencies))
@@ -135,17 +146,27 @@ def capture(
   if not calls:
     raise ValueError(
       f'{type(model).__name__} has no attention to look into: no module in it is a KernelAttention '
-      'or SoftmaxAttention'
+      'or SoftmaxAttention, or the mechanism of a MultiHeadAttention'
     )
   found = []
   for (path, attention), (arguments, out, frequencies) in zip(modules, calls, strict=True):
-    query, key_, value, mask = arguments
-    mask = np.ones(key_.shape[:2], bool) if mask is None else np.asarray(mask)
-    arrays = [None if x is None else np.asarray(x, np.float32) for x in (out, *frequencies)]
-    own = _subtree(params, [*path.split('/'), 'sampler'])
-    inputs_ = [np.asarray(x, np.float32) for x in (query, key_, value)]
-    found.append(AttentionLayer(path, attention, own, *inputs_, mask, *arrays))
+    arguments, out, frequencies = _to_numpy((arguments, out, frequencies))
+    *inputs_, mask, more = arguments
+    mask = np.ones(out.shape[:2], bool) if mask is None else mask
+    own = _subtree(params, path.split('/'))
+    found.append(AttentionLayer(path, attention, own, *inputs_, more, mask, out, *frequencies))
   return found
+
+
+def _is_attention(module):
+  """Return whether a module is an attention mechanism; beside it stands the output's product."""
+  known = isinstance(module, (KernelAttention, SoftmaxAttention))
+  return known or (isinstance(module.parent, MultiHeadAttention) and module.name != 'out')
+
+
+def _to_numpy(tree):
+  """Return NumPy arrays in place of JAX', float32 but for masks."""
+  return jax.tree.map(lambda x: np.asarray(x, None if x.dtype == bool else np.float32), tree)
 
 
 def capture_inputs(
@@ -187,10 +208,10 @@ def capture_inputs(
   return capture(model, params, batch, mask, spectral_key=key)
 
 
-def _arguments(query, key, value, key_mask=None, *, deterministic=True):
+def _arguments(query, key, value, key_mask=None, *, deterministic=True, **more):
   """Return what an attention was called with, however it was."""
   del deterministic
-  return query, key, value, key_mask
+  return query, key, value, key_mask, more
 
 
 def _subtree(tree, path):
@@ -204,8 +225,12 @@ def attention_map(
 ) -> np.ndarray:
   """Return the weights that positions of one sequence give to its keys, float32 [h, r, s].
 
-  They are those of the captured call, with its frequencies, through the naive twin: O(L) in memory
-  for each row. Only valid positions are there: r and s count these.
+  They are those of the captured call. Only valid positions are there: r and s count these.
+
+  Of kernel attention, with its frequencies, they come from the naive twin: O(L) in memory for each
+  row. Of other mechanisms than softmax they are what each value adds to the output: the mechanism
+  itself is run, in float32, on unit vectors for values, head size of them at a time, which takes
+  L / D times as long as a call.
 
   Args:
     layer: from `capture`.
@@ -213,16 +238,20 @@ def attention_map(
     rows: of which valid positions the weights are wanted; None is all of them.
 
   Returns:
-    Rows sum to one; with Fourier features single weights may be negative.
+    Rows sum to one, of Sinkhorn's about; but Linformer mixes keys by weights of any sign and sum.
+    With Fourier features, too, single weights may be negative.
 
   Raises:
-    ValueError: for a sequence or row that is not there.
+    ValueError: for a sequence or row that is not there, or a mechanism that is not linear in its
+      values and so has no weights.
   """
   valid, rows = _positions(layer, sequence, rows)
-  query, key = (jnp.asarray(x[sequence][valid]) for x in (layer.query, layer.key))
-  if isinstance(layer.attention, SoftmaxAttention):
-    return np.asarray(softmax_weights(query[rows][None], key[None])[0])
   attention = layer.attention
+  if not isinstance(attention, (KernelAttention, SoftmaxAttention)):
+    return _measured_map(layer, sequence, valid, rows)
+  query, key = (jnp.asarray(x[sequence][valid]) for x in (layer.query, layer.key))
+  if isinstance(attention, SoftmaxAttention):
+    return np.asarray(softmax_weights(query[rows][None], key[None])[0])
 
   def weights(chunk):
     # Each row is a sequence of one query: causal rows then differ in their keys alone.
@@ -243,6 +272,44 @@ def attention_map(
   size = max(1, _VALUES_AT_ONCE // (len(valid) * layer.num_heads * width))
   parts = [np.asarray(weights(rows[i : i + size])) for i in range(0, len(rows), size)]
   return np.moveaxis(np.concatenate(parts), -1, 0)
+
+
+def _measured_map(layer, sequence, valid, rows):
+  """Return how much each value counts in each output, float32 [h, r, s], from unit vectors.
+
+  Where there are several kinds of values, as for Longformer's global tokens, each output takes its
+  own: they get the same vectors.
+  """
+  one = slice(sequence, sequence + 1)
+  inputs = [None if x is None else x[one] for x in (layer.query, layer.key, layer.key_mask)]
+  inputs.append({name: x[one] for name, x in layer.more.items()})
+
+  @jax.jit
+  def mix(params, inputs, value):
+    query, key, mask, more = inputs
+    more = {name: value if name.endswith('value') else x for name, x in more.items()}
+    out = layer.attention.apply({'params': params}, query, key, value, mask, **more)
+    return out[0, valid[rows]]
+
+  mix = functools.partial(mix, layer.attention_params, inputs)
+  shape = (1, *layer.value.shape[1:])
+  columns = []
+  for start in range(0, len(valid), layer.head_dim):
+    chosen = valid[start : start + layer.head_dim]
+    value = np.zeros(shape, np.float32)
+    value[0, chosen, :, np.arange(len(chosen))] = 1
+    columns.append(np.asarray(mix(value))[..., : len(chosen)])
+  weights = np.moveaxis(np.concatenate(columns, axis=-1), 0, 1)
+  # Unit vectors do not tell whether the mechanism is linear; others do.
+  value = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  value *= layer.key_mask[sequence][:, None, None]
+  expected = np.einsum('hrs,shd->rhd', weights, value[0, valid])
+  if not np.allclose(mix(value), expected, rtol=1e-3, atol=1e-3):
+    raise ValueError(
+      f'{layer.path}: {type(layer.attention).__name__} is not linear in its values, hence has no '
+      'weights to show'
+    )
+  return weights
 
 
 def exact_map(
@@ -293,8 +360,8 @@ def has_closed_form(layer: AttentionLayer) -> bool:
 
 def _positions(layer, sequence, rows):
   """Return the valid positions of a sequence, and which of them are rows of a map."""
-  if not 0 <= sequence < len(layer.query):
-    raise ValueError(f'sequence must be in 0 to {len(layer.query) - 1}, got {sequence}')
+  if not 0 <= sequence < len(layer.value):
+    raise ValueError(f'sequence must be in 0 to {len(layer.value) - 1}, got {sequence}')
   valid = np.flatnonzero(layer.key_mask[sequence])
   rows = np.arange(len(valid)) if rows is None else np.asarray(rows, int)
   if np.any((rows < 0) | (rows >= len(valid))):

@@ -8,9 +8,9 @@ import pytest
 
 from kl_flax import inspection
 from kl_flax.attention import KernelAttention
-from kl_flax.encoder import sinusoidal_positions
+from kl_flax.encoder import MultiHeadAttention, sinusoidal_positions
 from kl_flax.inspection import capture, capture_inputs
-from kl_flax.models import make_classifier
+from kl_flax.models import MODELS, make_classifier
 from kl_flax.orthogonal import Gaussian
 from kl_flax.predictor import Predictor
 from kl_flax.tokenizers import ByteTokenizer
@@ -25,9 +25,7 @@ MASK = IDS > 0
 
 def make(model_type='gmm_prf', attention=None, **options):
   if attention is None:
-    attention = {} if model_type in ('transformer', 'linear_transformer') else {
-      'num_frequencies': 8
-    }  # fmt: skip
+    attention = {'num_frequencies': 8} if 'num_frequencies' in MODELS[model_type].options else {}
   model = make_classifier(model_type, attention=attention, **SIZES | options)
   rngs = {'params': jax.random.key(0), 'spectral': jax.random.key(1)}
   shape = (1, 4) if model.num_inputs == 1 else (1, 2, 16)
@@ -72,10 +70,20 @@ MAPS = {
   'performer': {},
   'linear_transformer': {},
   'transformer': {},
+  'local': {'attention': {'block_size': 4}},
+  'longformer': {'attention': {'sliding_window_size': 4, 'global_projections': False}},
+  'bigbird': {'attention': {'block_size': 2, 'num_global_blocks': 1, 'num_rand_blocks': 1}},
+  'sparse_transformer': {'attention': {'block_size': 4, 'num_summary': 1}},
+  'linformer': {'attention': {'projected_length': 3}},
+  'reformer': {'attention': {'chunk_length': 4}},
+  'sinkhorn': {'attention': {'block_size': 4}},
+  'synthesizer': {},
 }  # fmt: skip
 
 
 _MORE = {'fastfood_rks', 'performer'}  # Of the same kinds as others.
+# About one, or anything.
+_SUMS = {'sinkhorn': 0.1, 'linformer': 99}
 
 
 @pytest.mark.parametrize(
@@ -88,10 +96,46 @@ def test_maps_are_what_the_model_applied(name):
   for sequence, count in enumerate((7, 4)):
     weights = inspection.attention_map(layer, sequence)
     assert weights.shape == (2, count, count)
-    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=_SUMS.get(name, 1e-5))
     valid = layer.key_mask[sequence]
     expected = np.einsum('hrs,shd->rhd', weights, layer.value[sequence, valid])
     np.testing.assert_allclose(layer.output[sequence, valid], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_unit_vectors_for_values_give_the_weights_of_softmax():
+  (layer,) = capture(*make('transformer', num_layers=1), IDS, MASK)
+  for sequence, count in enumerate((7, 4)):
+    rows = np.array([2, 0])
+    found = inspection._measured_map(layer, sequence, np.arange(count), rows)
+    expected = inspection.attention_map(layer, sequence, rows)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_global_tokens_weigh_values_of_their_own():
+  (layer,) = capture(*make('longformer', {'sliding_window_size': 2}, num_layers=1), IDS, MASK)
+  assert layer.more.keys() == {'global_query', 'global_key', 'global_value'}
+  weights = inspection.attention_map(layer, 1)
+  np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+  seen = np.abs(np.subtract.outer(range(4), range(4))) <= 1
+  seen[0] = seen[:, 0] = True
+  np.testing.assert_array_equal(weights > 0, np.broadcast_to(seen, weights.shape))
+  dots = np.einsum('hd,shd->hs', layer.more['global_query'][1, 0], layer.more['global_key'][1, :4])
+  np.testing.assert_allclose(weights[:, 0], jax.nn.softmax(dots / 2), rtol=1e-5)
+
+
+def test_mechanisms_without_weights_say_so():
+  class Largest(nn.Module):
+    projections = ('value',)
+
+    def __call__(self, query, key, value, key_mask=None, *, deterministic=True):
+      return jnp.broadcast_to(value.max(axis=1, keepdims=True), value.shape)
+
+  model = MultiHeadAttention(Largest, num_heads=2, qkv_dim=8)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 6)), jnp.float32)
+  (layer,) = capture(model, model.init(jax.random.key(0), x)['params'], x)
+  assert (layer.query, layer.key, layer.num_heads, layer.head_dim) == (None, None, 2, 4)
+  with pytest.raises(ValueError, match='Largest is not linear in its values'):
+    inspection.attention_map(layer)
 
 
 def test_rows_of_maps_do_not_depend_on_others(layers, monkeypatch):
