@@ -50,7 +50,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   number = functools.partial(flags.DEFINE_integer, flag_values=flag_values)
   text('out', None, 'Directory for figures and tables; created if need be.')
   flags.DEFINE_multi_string(
-    'input', None, 'Text to look at; for a model of pairs, given twice.', flag_values=flag_values
+    'input', None, 'Text to look at; of a pair, given twice.', flag_values=flag_values
   )
   number('index', None, 'The first example of the split to look at; 0 by default.', lower_bound=0)
   number('num_examples', 8, 'How many examples, from this one on; the maps show one.', 1)
@@ -140,18 +140,17 @@ def load_examples(
   if options.input:
     if options.index is not None:
       raise ValueError(f'--input and --index={options.index} name two examples: leave one out')
-    num_inputs = predictor.model.num_inputs
     if isinstance(predictor.tokenizer, PixelTokenizer):
       raise ValueError('--input is text, the model takes images: name one of the data by --index')
-    if len(options.input) != num_inputs:
-      raise ValueError(f'--input must be given {num_inputs} times, got {len(options.input)}')
+    # A pair is two sequences, or two sentences in one.
+    count = max(predictor.model.num_inputs, predictor.num_texts or 1)
+    if len(options.input) != count:
+      raise ValueError(f'--input must be given {count} times, got {len(options.input)}')
+    text = options.input[0] if count == 1 else tuple(options.input)
     try:
-      rows = [[predictor.tokenizer.encode(part) for part in options.input]]
+      return predictor.encode([text]), 'input of the command line'
     except ValueError as error:
-      raise ValueError(f'--input: {error}') from None
-    if not all(map(len, rows[0])):
-      raise ValueError(f'--input={options.input[0]!r} has no tokens')
-    return rows, 'input of the command line'
+      raise ValueError(f'--input: {str(error).removeprefix("input 0: ")}') from None
   if description['from_source'] and options.source is None:
     raise ValueError(
       f'the run is on {description["dataset"]}, whose data was named by --source: give the same '

@@ -11,7 +11,7 @@ from run_helpers import read
 
 from kl_flax import Predictor, covariance_eigenvalues
 from kl_flax.models import make_classifier
-from kl_flax.tokenizers import ByteTokenizer, PixelTokenizer
+from kl_flax.tokenizers import ByteTokenizer, PixelTokenizer, train_wordpiece
 from lra_tasks import inspect_run
 
 FAST = ['--num_draws=5', '--num_examples=2']
@@ -99,7 +99,7 @@ def test_initial_parameters_are_those_of_the_seed(reference):
   [
     (['--out=OUT', '--show=kernels'], "unknown thing to --show 'kernels'.* 'kernel'.*; known: att"),
     (['--out=OUT', '--input=[MAX 1 7 X ]'], r"--input: unknown symbol 'X' \(symbol 4 of 5\)"),
-    (['--out=OUT', '--input='], "--input='' has no tokens"),
+    (['--out=OUT', '--input='], "--input: no tokens in ''"),
     (['--out=OUT', '--input=1', '--input=2'], '--input must be given 1 times, got 2'),
     (['--out=OUT', '--input=1', '--index=2'], '--input and --index=2 name two examples'),
     (['--out=OUT', '--index=1000'], '--index=1000: the validation split has 64 examples'),
@@ -126,7 +126,7 @@ def test_no_run_and_no_checkpoint(reference, tmp_path, capsys):
   assert 'holds no checkpoint yet: let the training run on' in errors
 
 
-def make_run(directory, monkeypatch, model_type, tokenizer, **options):
+def make_run(directory, monkeypatch, model_type, tokenizer, num_texts=None, **options):
   """Have the command find an untrained model there."""
   arguments = {
     'model_type': model_type, 'num_classes': 2, 'vocab_size': tokenizer.vocab_size, 'emb_dim': 8,
@@ -138,14 +138,16 @@ def make_run(directory, monkeypatch, model_type, tokenizer, **options):
   (directory / 'config.json').write_text(json.dumps(description))
   model = make_classifier(**arguments)
   predictor = Predictor(
-    model, inspect_run.initial_params(description), tokenizer, jax.random.key(0)
-  )
+    model, inspect_run.initial_params(description), tokenizer, jax.random.key(0),
+    num_texts=num_texts,
+  )  # fmt: skip
   monkeypatch.setattr(inspect_run.Predictor, 'restore', lambda *_, **__: predictor)
 
 
 def test_model_without_learned_kernel(tmp_path, monkeypatch, capsys):
   for model_type, reason, possible in (
     ('transformer', 'has no frequencies', 'attention'),
+    ('synthesizer', 'has no frequencies', 'attention'),
     ('prf', 'none of them is learned', 'attention,error'),
   ):
     make_run(tmp_path, monkeypatch, model_type, ByteTokenizer())
@@ -182,6 +184,24 @@ def test_long_pairs_without_closed_form(tmp_path, monkeypatch, capsys):
   ]
   assert 'measured over 200 draws' in (tmp_path / 'eigenvalues.md').read_text()
   assert all('–' in row for row in numbers(tmp_path / 'error.md'))
+
+
+def test_two_sentences_are_one_sequence(tmp_path, monkeypatch, capsys):
+  tokenizer = train_wordpiece(['the dog sees the cat .'] * 9, 200)
+  make_run(
+    tmp_path, monkeypatch, 'local', tokenizer, num_texts=2, separator=tokenizer.separator,
+    max_length=15, attention={'block_size': 4},
+  )  # fmt: skip
+  show = (tmp_path, f'--out={tmp_path}', '--show=attention')
+  code, _, errors = run(capsys, *show, '--input=the dog')
+  assert (code, errors) == (1, 'error: --input must be given 2 times, got 1\n')
+  shown = []
+  draw = lambda *arguments: shown.append(arguments[3]) or original(*arguments)
+  original = inspect_run.inspect_figures.draw_attention
+  monkeypatch.setattr(inspect_run.inspect_figures, 'draw_attention', draw)
+  code, _, errors = run(capsys, *show, '--input=the dog', '--input=a cat')
+  assert (code, errors) == (0, '')
+  assert shown == [['CLS', 'the', 'dog', '[SEP]', 'a', 'cat', '[SEP]']]
 
 
 def test_images_have_no_text(tmp_path, monkeypatch, capsys):
