@@ -69,6 +69,7 @@ _TOGETHER = {
   'tests/lra_tasks/test_inspect_run.py': 'tests/lra_tasks/test_train.py',
   'tests/lra_tasks/test_parallel_runs.py': 'tests/lra_tasks/test_train.py',
   'tests/lra_tasks/test_variance.py': 'tests/lra_tasks/test_train.py',
+  'tests/test_docs.py': 'tests/lra_tasks/test_train.py',
   'tests/lra_tasks/data/test_pathfinder.py': 'tests/lra_tasks/data/test_pathfinder_images.py',
 }
 
