@@ -16,7 +16,7 @@ reached these validation accuracies (`keep_accuracies`), as the presets paper an
 configs/sparse_sum.py do. Writes and prints gradients.md, the rows of the paper's Table 14, and
 draws learning_curves.png, its Figure 6, with a panel for each data set. In the table, runs of one
 model on the same data are averaged. An evaluation that reaches several accuracies at once stands in
-several rows.
+several rows. Of a run without checkpoints, as in lra_tasks/results, only the curve is drawn.
 
 Appendix E.3 records "the gradients on the classifier layer" with 64 neurons, for the first 50
 validation examples and 50 draws of the frequencies. Taken here: the derivative of each example's
@@ -28,6 +28,7 @@ evaluation of the run has it, for which the frequencies are drawn once, alike in
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ import optax
 from absl import app, flags
 
 from kl_flax import Predictor
+from kl_flax.checkpoints import has_checkpoint
 from kl_flax.heads import ACTIVATIONS, Classifier
 from kl_flax.models import MODELS, make_classifier
 from kl_flax.tokenizers import tokenizer_from_dict
@@ -56,6 +58,8 @@ from lra_tasks.data import pipeline
 from lra_tasks.files import read_json
 from lra_tasks.plotting import color, label, new_figure, save
 from lra_tasks.run_log import read_records
+
+logger = logging.getLogger(__name__)
 
 
 class Statistics(NamedTuple):
@@ -84,6 +88,7 @@ class Curve(NamedTuple):
     model: model_type.
     accuracies: step -> fraction, ascending.
     gradients: accuracy in per cent -> (step that first reached it, statistics), as far as reached.
+    has_checkpoints: whether gradients could be taken at all.
   """
 
   data: str
@@ -91,6 +96,7 @@ class Curve(NamedTuple):
   model: str
   accuracies: dict[int, float]
   gradients: dict[int, tuple[int, Statistics]]
+  has_checkpoints: bool = True
 
 
 def hidden_gradients(
@@ -167,7 +173,7 @@ def read_run(
 
   Raises:
     ValueError: if there is no such run, if it is one of pairs or of other data than `data_dir` has,
-      or if a checkpoint is missing or damaged.
+      or if one of its checkpoints is missing or damaged.
     OSError: if the data cannot be prepared.
   """
   description = read_json(f'{run}/config.json')
@@ -181,6 +187,10 @@ def read_run(
   accuracies = {r['step']: r['eval_accuracy'] for r in read_records(f'{run}/metrics.jsonl')}
   reached = {percent: first_to_reach(accuracies, percent) for percent in percents}
   reached = {percent: step for percent, step in reached.items() if step is not None}
+  has_checkpoints = has_checkpoint(run)
+  if not has_checkpoints:
+    logger.warning('%s holds no checkpoints to take gradients at: only its curve is drawn.', run)
+    reached = {}
   gradients = {}
   if reached:
     model = make_classifier(**{**description['model'], 'dtype': 'float32'})
@@ -194,7 +204,12 @@ def read_run(
         advance(1)
     gradients = {percent: (step, found[step]) for percent, step in reached.items()}
   return Curve(
-    description['dataset'], description['task'], fields['model_type'], accuracies, gradients
+    description['dataset'],
+    description['task'],
+    fields['model_type'],
+    accuracies,
+    gradients,
+    has_checkpoints,
   )
 
 
@@ -328,11 +343,12 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> No
     )
     for run in argv[1:]
   ]
-  text = table(curves, flag_values.accuracies)
   directory = Path(flag_values.out)
   directory.mkdir(parents=True, exist_ok=True)
-  (directory / 'gradients.md').write_text(text, encoding='utf-8')
-  print(text, end='')
+  if any(curve.has_checkpoints for curve in curves):
+    text = table(curves, flag_values.accuracies)
+    (directory / 'gradients.md').write_text(text, encoding='utf-8')
+    print(text, end='')
   path = directory / 'learning_curves.png'
   save(learning_curves(curves), path)
   print(path)

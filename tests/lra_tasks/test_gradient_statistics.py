@@ -162,6 +162,15 @@ def test_checkpoints_that_were_not_kept(shared, run, tmp_path, capsys):
   assert '--config.keep_accuracies=' in error
 
 
+def test_of_a_run_without_checkpoints_only_the_curve_is_drawn(run, tmp_path, capsys):
+  pytest.importorskip('matplotlib')
+  shutil.copytree(run, tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'run/checkpoints')
+  assert command(tmp_path / 'run', f'--out={tmp_path}/out') == 0
+  assert 'run holds no checkpoints to take gradients at' in capsys.readouterr().err
+  assert [path.name for path in (tmp_path / 'out').iterdir()] == ['learning_curves.png']
+
+
 def test_other_data_is_refused(shared, run, tmp_path, capsys):
   shutil.copytree(run, tmp_path / 'run')
   description = read(run, 'config.json') | {'dataset': 'sparse_sum/other'}
