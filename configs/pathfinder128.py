@@ -4,7 +4,8 @@ Published test accuracy: `python -m lra_tasks.report --published=all` beside our
 takes black pixels for padding, `--config.data.mask_zero=True`; here every pixel counts.
 
   lra     LRA's released base config (default)
-  tuned   ours, within LRA's rule: LRA's sizes, at most 10 % more parameters
+  tuned   ours, within LRA's rule: LRA's sizes, at most 10 % more parameters; a first guess, not
+          yet selected on validation data
   tiny    the same code path on a few images: under a minute on two CPU cores
 """
 

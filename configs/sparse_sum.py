@@ -28,6 +28,7 @@ _PAPER = {
   'weight_decay': 0.1,
   # Learned kernels have no attention weights to drop: neither has the control beside them.
   'attention_dropout_rate': 0.0,
+  'eval_samples': 100,
   'keep_accuracies': (20, 40, 60, 80),  # Of E.3.
   **get_task('sparse_sum').base_model,
 }

@@ -4,7 +4,8 @@ Published test accuracy: `python -m lra_tasks.report --published=all` beside our
 
   paper   Tables 6 and 7 of the paper (default for learned kernels)
   lra     LRA's released base config (default for baselines)
-  tuned   ours, within LRA's rule: LRA's sizes, at most 10 % more parameters
+  tuned   ours, within LRA's rule: LRA's sizes, at most 10 % more parameters; a first guess, not
+          yet selected on validation data
   tiny    the same code path on 120 reviews: under a minute on two CPU cores,
           once it has IMDB (84 MB): downloaded, if neither --source nor --data_dir has it
 

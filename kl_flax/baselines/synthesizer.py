@@ -15,6 +15,8 @@ from kl_flax.sums import check_key_mask
 
 # What a mode is made of, joined by '+'.
 COMPONENTS = ('random', 'factorized_random', 'dense')
+# Exponentials of logits that are lower would not be normal numbers of bfloat16 or float32.
+_DEEPEST = 80.0
 
 
 class SynthesizerAttention(nn.Module):
@@ -33,7 +35,8 @@ class SynthesizerAttention(nn.Module):
   What no component reads has no projection: random logits alone need neither queries nor keys.
 
   Logits that read no input are the same for all examples: random modes take memory for [h, l, l].
-  All others, and dropout of the attention weights, take that of softmax attention, [b, h, l, l].
+  There logits more than 80 below the row's largest, among keys that are valid in any example, count
+  as 80 below. All others, and dropout of the weights, take that of softmax attention, [b, h, l, l].
   Factors save parameters alone, H·L·rank·2 instead of H·L², since the softmax is over L keys.
 
   Unlike the Long Range Arena's code: it masks nothing without the dot product, and lets padding in.
@@ -142,14 +145,19 @@ def attend_alike(
 ) -> Float[Array, 'b l h e']:
   """Return softmax(logits) V where only the mask tells examples apart; without valid keys, zeros.
 
-  The largest exponential of a row is 1, that of a padded key if it so happens: should all valid
-  keys of an example have logits that are lower by more than 80, their weights are lost.
+  The exponentials of a row are those of all examples, and so is what they are scaled by: the row's
+  largest logit among keys that are valid in any of them. Where an example lacks these keys, its own
+  must not vanish beside them, hence the bound.
   """
-  exponentials = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-  exponentials = exponentials.astype(value.dtype)
-  valid = jnp.where(key_mask[..., None, None], value, 0)
-  total = einsum_float32('hls,bs->blh', exponentials, key_mask.astype(value.dtype))
+  anywhere = jnp.any(key_mask, axis=0)
+  largest = jnp.max(jnp.where(anywhere, logits, -jnp.inf), axis=-1, keepdims=True)
+  below = logits - jax.lax.stop_gradient(largest)
+  # No clipping, which would halve the gradient of the largest.
+  below = jnp.where(anywhere & (below > -_DEEPEST), below, -_DEEPEST)
+  exponentials = jnp.exp(below).astype(value.dtype)
+  mask = key_mask.astype(value.dtype)
+  total = einsum_float32('hls,bs->blh', exponentials, mask)
   total = jnp.where(total > 0, total, jnp.inf)
-  return (einsum_float32('hls,bshe->blhe', exponentials, valid) / total[..., None]).astype(
-    value.dtype
-  )
+  valid = jnp.where(key_mask[..., None, None], value, 0)
+  out = einsum_float32('hls,bshe->blhe', exponentials, valid) / total[..., None]
+  return out.astype(value.dtype)

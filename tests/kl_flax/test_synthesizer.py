@@ -14,7 +14,7 @@ from mechanism_helpers import (
   make_params,
 )
 
-from kl_flax.baselines.synthesizer import SynthesizerAttention
+from kl_flax.baselines.synthesizer import SynthesizerAttention, attend_alike
 
 MODES = [
   ('random', False),
@@ -88,6 +88,22 @@ def test_masked_positions_do_not_count(mode, dot_product):
 @pytest.mark.parametrize('mode', [MODES[0], MODES[5]])
 def test_rows_without_valid_keys_give_zeros_and_finite_gradients(mode):
   assert_rows_without_keys_are_zero(make_module(*mode), 7)
+
+
+def test_padded_keys_with_large_logits_do_not_hide_valid_ones():
+  logits = np.array([[[0.0, 120.0, 0.5]] * 3], np.float32)
+  value = np.arange(6, dtype=np.float32).reshape(2, 3, 1, 1)
+  for masks in ([[1, 0, 1], [1, 0, 0]], [[1, 0, 1], [1, 1, 1]]):
+    mask = np.array(masks, bool)
+    out = attend_alike(*map(jax.numpy.asarray, (logits, value, mask)))
+    weights = np.exp(np.array([0.0, 120.0, 0.5])) * mask
+    pairs = zip(weights, value[:, :, 0, 0], strict=True)
+    expected = np.array([w @ v / np.sum(w) for w, v in pairs])
+    if masks[1][1]:  # The first example's keys are 119.5 below those of the second: counted as 80.
+      assert np.all((out[0] > 0) & (out[0] < 2))
+      np.testing.assert_allclose(out[1, :, 0, 0], expected[1], rtol=1e-6)
+    else:
+      np.testing.assert_allclose(out[:, :, 0, 0], np.repeat(expected[:, None], 3, 1), rtol=1e-6)
 
 
 @pytest.mark.parametrize('mode', [MODES[1], MODES[5]])
