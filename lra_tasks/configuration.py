@@ -144,7 +144,7 @@ def new_config(
       config[name] = ml_collections.config_dict.placeholder(kind)
   config.attention = own | {k: v for k, v in (attention or {}).items() if k in own}
   config.data = _data_defaults(task) | dict(data or {})
-  config.preset_id = config_id(resolve(config))
+  config.preset_id = _preset_id(resolve(config))
   return config
 
 
@@ -201,7 +201,7 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
   fields['attention'] = _attention_options(fields['model_type'], attention)
   fields['keep_accuracies'] = tuple(fields['keep_accuracies'])
   fields['data'] = dataclasses.asdict(data_options(task, data))
-  if preset_id not in (None, config_id(fields)):
+  if preset_id not in (None, _preset_id(fields)):
     fields['preset'] += '*'  # Figures under a preset's name must be the preset's.
   return dict(sorted(fields.items()))
 
@@ -335,6 +335,12 @@ def _pooling_arguments(objective: str, pooling: str) -> dict[str, Any]:
   return {} if pooling == 'CLS' else {'use_cls': False}
 
 
+def is_stochastic(fields: Mapping[str, Any]) -> bool:
+  """Return whether the model of a resolved config draws anything in prediction."""
+  row = get_row(fields['model_type'])
+  return row.is_stochastic(fields['attention'] | {name: fields[name] for name in row.config_fields})
+
+
 def masking(
   fields: Mapping[str, Any], tokenizer: Tokenizer | None = None
 ) -> pipeline.Masking | None:
@@ -432,6 +438,15 @@ def config_id(fields: Mapping[str, Any], besides: Iterable[str] = ()) -> str:
   """
   rest = essential(fields, (*REPETITION, *besides))
   return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _preset_id(fields: Mapping[str, Any]) -> str:
+  """Return a digest that is equal for runs that one preset's name may stand for.
+
+  A model that draws nothing is evaluated in one pass, whatever `eval_samples` says. The digest that
+  runs are stored with has the field all the same, as it always had.
+  """
+  return config_id(fields, () if is_stochastic(fields) else ('eval_samples',))
 
 
 def difference(old: Any, new: Any, prefix: str = '') -> list[str]:

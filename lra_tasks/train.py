@@ -23,7 +23,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from kl_flax.models import get_row, ignores_padding, make_model
+from kl_flax.models import ignores_padding, make_model
 from kl_flax.tokenizers import Tokenizer
 from lra_tasks import configuration, optimizer, parallel, rundir, steps, tasks
 from lra_tasks.checkpoint import Checkpoints
@@ -182,17 +182,12 @@ def _is_finished(fields: dict[str, Any], model_dir: str) -> bool:
   if not isinstance(run, Run):
     return False
   logger.info('This run is finished; its results are in %s.', run.path)
-  if _is_stochastic(fields) and run.eval_samples != fields['eval_samples']:
+  if configuration.is_stochastic(fields) and run.eval_samples != fields['eval_samples']:
     logger.warning(
       'It was evaluated with eval_samples=%d; --test_only evaluates it with %d.',
       run.eval_samples, fields['eval_samples'],
     )  # fmt: skip
   return True
-
-
-def _is_stochastic(fields: dict[str, Any]) -> bool:
-  options = configuration.model_arguments(fields)['attention']
-  return get_row(fields['model_type']).is_stochastic(options)
 
 
 def _with_dtype(fields: dict[str, Any], model_dir: str) -> dict[str, Any]:
@@ -296,7 +291,7 @@ def _test(
   best = loop.checkpoints.best_step()
   if best is not None:
     state = parallel.replicate(loop.checkpoints.restore(best, parallel.to_host(state)))
-  samples = loop.fields['eval_samples'] if _is_stochastic(loop.fields) else 1
+  samples = loop.fields['eval_samples'] if configuration.is_stochastic(loop.fields) else 1
   sums = evaluate(eval_step(samples), state, test, loop.preemption.pending)
   if sums is None:
     logger.info('Stopped before the test; the same command goes on from there.')

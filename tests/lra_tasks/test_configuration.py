@@ -701,6 +701,23 @@ def test_a_changed_preset_is_marked():
   assert resolve(config)['preset'] == 'paper*'
 
 
+@pytest.mark.parametrize(
+  ('argument', 'is_drawn'),
+  [('transformer,paper', False), ('structured_prf,paper', False), ('performer,lra', False),
+   ('performer,paper', True), ('prf,paper', True)],
+)  # fmt: skip
+def test_draws_of_models_that_draw_nothing_change_no_preset(argument, is_drawn):
+  config = load_config('text', argument)
+  preset, stored = config.preset, configuration.config_id(resolve(config))
+  config.eval_samples = config.eval_samples + 1
+  assert resolve(config)['preset'] == preset + '*' * is_drawn
+  # What results are stored under has the field, as before.
+  assert configuration.config_id(resolve(config)) != stored
+  config.eval_samples = config.eval_samples - 1
+  config.warmup = 7
+  assert resolve(config)['preset'] == f'{preset}*'
+
+
 def test_options_at_their_defaults_tell_no_runs_apart():
   """A later version may add options: older runs can then still be continued and compared."""
   fields = resolve(load_config('listops', 'gmm_prf'))
