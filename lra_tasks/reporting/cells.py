@@ -25,15 +25,18 @@ _LEGEND = {
   'model': 'majority: always answering the commonest class of the split.',
   'voting %': 'voting %: accuracy of the class that most of the draws predict.',
   '± sd': '± sd: sample standard deviation over the runs of a row.',
-  'Δ': "Δ: our mean minus the paper's figure, in percentage points.",
+  'Δ': "Δ: our mean minus the published figure, in percentage points: the paper's for the presets "
+  "paper and tuned, LRA's for lra.",
   '/ base': '/ base: parameters over those of the base Transformer.',
   'MCC': 'MCC: Matthews correlation.',
   'samples': 'samples: draws of the random features per example in the evaluation.',
   '± se': '± se: standard error, the larger of that over the seeds and that of so many examples.',
-  'answer': 'answer: yes or no where the difference is more than two standard errors.',
+  'answer': 'answer: yes or no where the difference is more than two standard errors, of three '
+  'seeds or more.',
   'one draw': 'one draw: accuracy with a single draw; ours % is the mean over all.',
   '(': '(…) start of config_id, where one model and preset was run with different configs.',
-  '*': '* preset with fields changed on the command line; config.json has them.',
+  '*': '* preset with fields changed on the command line; config.json has them. It is another '
+  'experiment than the published one: no difference is given.',
   '†': "† more than 10 % larger than the base Transformer: outside LRA's rule for like-for-like "
   'comparison.',
   '‡': '‡ the checkpoint was chosen on the split that is reported here (as LRA does where a task '
@@ -42,10 +45,11 @@ _LEGEND = {
   'given.',
   '¶': '¶ mean speed and largest memory over runs on different hardware.',
   '◊': '◊ the runs were made by different revisions of the code.',
-  '≈': "≈ reproduced: within 1 point of the paper's figure.",
-  '▲': "▲ better than the paper's figure by more than 1 point.",
-  '▼': "▼ worse than the paper's figure by more than 1 point.",
+  '≈': '≈ not told apart from the published figure: within 1 point or two standard errors of ours.',
+  '▲': '▲ better than the published figure by more than 1 point and two standard errors of ours.',
+  '▼': '▼ worse than the published figure by more than 1 point and two standard errors of ours.',
 }
+_PAPER = 'the KL-Transformer paper, Tables 2 and 5'
 
 
 def compact_seeds(seeds: Iterable[int]) -> str:
@@ -78,7 +82,7 @@ def _one_draw(row: Row) -> str:
 
 
 def _difference(row: Row) -> str:
-  return f'{_number(row.difference_to_paper, "{:+z.2f}", 100)} {verdict(row)}'.strip()
+  return f'{_number(row.difference, "{:+z.2f}", 100)} {verdict(row)}'.strip()
 
 
 def _span(values: Sequence[int], text: Callable[[int], str] = '{:,}'.format) -> str:
@@ -222,7 +226,12 @@ def _overview_sheet(overview: Overview) -> Sheet:
     cells = [_overview_cell(overview.rows.get((model, task))) for task in overview.tasks]
     mean = [Cell(_number(means[model], scale=100) or '–')] if with_means else []
     rows.append((Cell(model), *cells, *mean))
-  notes = ['In brackets the figure of the KL-Transformer paper, Tables 2 and 5.']
+  rows_of_ours = overview.rows.values()
+  notes = []
+  if any(row.reference for row in rows_of_ours):
+    source = "LRA's leaderboard" if overview.preset == 'lra' else _PAPER
+    notes.append(f'In brackets the figure of {source}.')
+  notes += _reasons(rows_of_ours)
   if overview.missing:
     by_task: dict[str, list[str]] = {}
     for model, task in overview.missing:
@@ -280,8 +289,8 @@ def _overview_cell(row: Row | None) -> Cell:
   if row is None:
     return Cell('–')
   text = _number(row.accuracy, scale=100) + _number(row.accuracy_sd, ' ± {:.2f}', 100)
-  if row.paper and row.paper.value is not None:
-    text += f' ({row.paper.value:.2f})'
+  if row.reference and row.reference.value is not None:
+    text += f' ({row.reference.value:.2f})'
   marks = {
     verdict(row): True,
     '‡': any(row.values('validation_is_test')),
@@ -298,13 +307,13 @@ def _comparison_sheet(question: str, found: Sequence[Comparison]) -> Sheet:
   }  # fmt: skip
   rows = [
     (
-      f'{c.first} − {c.second}',
-      c.task,
-      c.preset,
-      f'{c.difference:+.2f}',
-      f'± {c.error:.2f}',
-      compact_seeds(c.seeds),
-      c.answer,
+      Cell(f'{c.first} − {c.second}'),
+      Cell(c.task),
+      Cell(c.preset),
+      Cell(f'{c.difference:+.2f}', '‡' * c.is_optimistic),
+      Cell(f'± {c.error:.2f}'),
+      Cell(compact_seeds(c.seeds)),
+      Cell(c.answer),
     )
     for c in found
   ]
@@ -312,7 +321,7 @@ def _comparison_sheet(question: str, found: Sequence[Comparison]) -> Sheet:
     question,
     'difference of test accuracies, seed by seed',
     tuple(Heading(header, left) for header, left in headers.items()),
-    tuple(tuple(map(Cell, row)) for row in rows),
+    tuple(rows),
   )
 
 
@@ -343,6 +352,7 @@ def table_notes(table: Table) -> list[str]:
       places = ', '.join(dict.fromkeys(f.table for f in figures))
       remarks = dict.fromkeys(f.note for f in figures if f.note)
       notes.append('; '.join([f'{header}: {source}, {places}', *remarks]) + '.')
+  notes += _reasons(table.rows)
   rows_on = collections.defaultdict(list)
   for row in table.rows:
     for device in row.values('device'):
@@ -353,6 +363,11 @@ def table_notes(table: Table) -> list[str]:
     several = f'Hardware {device}: {"; ".join(labels)}.'
     notes.append(several if len(rows_on) > 1 else f'Hardware of our rows: {device}.')
   return notes + [note for row in table.rows for note in repeat_notes(row)]
+
+
+def _reasons(rows: Iterable[Row]) -> list[str]:
+  """Return why rows have no difference though their preset is held against a figure."""
+  return list(dict.fromkeys(row.not_held for row in rows if row.not_held))
 
 
 def repeat_notes(row: Row) -> list[str]:
@@ -372,6 +387,8 @@ def report_notes(report: Report, sheets: Sheets) -> list[str]:
     shown |= {column.header for column in sheet.columns}
     shown |= {mark for row in sheet.rows for cell in row for mark in cell.mark}
     shown |= {sign for row in sheet.rows for cell in row for sign in cell.text if sign in '≈▲▼'}
+  if shown.intersection('≈▲▼'):
+    shown.add('± se')  # They go by it.
   for table in report.tables:
     shown |= {character for row in table.rows for character in row.preset if character in '*('}
   return [text for key, text in _LEGEND.items() if key in shown] + [

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from lra_tasks.plotting import SOFTMAX, color, label, new_figure
 from lra_tasks.reporting.rows import Row, Table
-from lra_tasks.reporting.summary import Overview
+from lra_tasks.reporting.summary import Overview, example_error
 
 _GIB = 2**30
 
@@ -45,8 +45,7 @@ def accuracies(table: Table) -> Any:
 def _spread(row: Row) -> float:
   if row.accuracy_sd is not None:
     return row.accuracy_sd
-  run = row.runs[0]
-  return (run.accuracy * (1 - run.accuracy) / run.examples) ** 0.5
+  return example_error(row.runs[0]) / 100
 
 
 class Circle(NamedTuple):

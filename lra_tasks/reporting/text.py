@@ -70,9 +70,9 @@ _CSV_COLUMNS = (
   'kind', 'task', 'dataset', 'split', 'model', 'preset', 'config_id', 'accuracy', 'accuracy_sd',
   'accuracy_of_one_draw', 'accuracy_sd_of_draws', 'voting_accuracy', 'runs', 'seeds', 'examples',
   'comparable', 'validation_is_test', 'published_paper', 'published_lra', 'difference_to_paper',
-  'parameters', 'base_parameters', 'parameter_ratio', 'breaks_lra_rule', 'steps',
-  'steps_per_second', 'peak_memory_bytes', 'eval_samples', 'f1', 'matthews', 'learning_rate',
-  'pretrained', 'device', 'git_revision', 'source', 'note',
+  'difference_to_lra', 'parameters', 'base_parameters', 'parameter_ratio', 'breaks_lra_rule',
+  'steps', 'steps_per_second', 'peak_memory_bytes', 'eval_samples', 'f1', 'matthews',
+  'learning_rate', 'pretrained', 'device', 'git_revision', 'source', 'note',
 )  # fmt: skip
 
 
@@ -107,6 +107,8 @@ def _csv_of_row(row: Row) -> dict[str, Any]:
     'seeds': row.values('seed'),
     'published_paper': row.paper and row.paper.fraction,
     'published_lra': row.lra and row.lra.fraction,
+    'difference_to_paper': row.difference if row.reference is row.paper else None,
+    'difference_to_lra': row.difference if row.reference is row.lra else None,
     'breaks_lra_rule': row.breaks_lra_rule,
     'source': tuple(str(run.path) for run in row.runs),
     'note': ' '.join(repeat_notes(row)),

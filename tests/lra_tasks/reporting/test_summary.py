@@ -1,6 +1,8 @@
 """Tests of what the report says of several tasks and models together."""
 
+import csv
 import html.parser
+import io
 import re
 from pathlib import Path
 
@@ -31,10 +33,65 @@ def run_of(model, accuracy, **changes):
   [(0.3596, '≈'), (0.3595, '▼'), (0.3796, '≈'), (0.3797, '▲'), (0.3696, '≈')],
 )
 def test_verdicts_by_hand(accuracy, sign):
-  (row,) = rows_of(make_report(make_run(accuracy=accuracy)))
+  many = {'accuracy': accuracy, 'examples': 100_000}  # A standard error of 0.15 points.
+  (row,) = rows_of(make_report(make_run(**many)))
   assert report_summary.verdict(row) == sign
-  (row,) = rows_of(make_report(make_run(accuracy=accuracy, comparable=False)))
+  (row,) = rows_of(make_report(make_run(**many, comparable=False)))
   assert report_summary.verdict(row) == ''
+
+
+def verdict_of(*accuracies, examples=2000):
+  runs = [make_run(seed=i, accuracy=a, examples=examples) for i, a in enumerate(accuracies)]
+  return report_summary.verdict(rows_of(make_report(*runs))[0])
+
+
+def test_verdicts_go_by_two_standard_errors():
+  # Of 2,000 examples: 100 (0.39 · 0.61 / 2000)^(1/2) = 1.0906 points, twice that is 2.181.
+  assert verdict_of(0.3914) == '≈'  # 2.18 points above 36.96.
+  assert verdict_of(0.3916) == '▲'
+  assert verdict_of(0.3470) == '▼'
+  # More seeds do not make more examples.
+  assert verdict_of(0.39, 0.39, 0.39) == '≈'
+  # Three seeds whose standard deviation is 3 points: 3 / 3^(1/2) = 1.732, and twice that 3.46.
+  assert verdict_of(0.37, 0.40, 0.43, examples=100_000) == '≈'
+  assert verdict_of(0.38, 0.41, 0.44, examples=100_000) == '▲'
+
+
+@pytest.mark.parametrize(
+  ('preset', 'difference'),
+  [('paper', 0.4 - 0.3638), ('tuned', 0.4 - 0.3638), ('lra', 0.4 - 0.3637), ('tiny', None),
+   ('paper*', None), ('tuned*', None), ('lra*', None), (None, None)],
+)  # fmt: skip
+def test_presets_are_held_against_the_figure_that_is_theirs(preset, difference):
+  built = make_report(make_run(model='transformer', accuracy=0.4, preset=preset))
+  (row,) = rows_of(built)
+  assert row.difference == (difference and pytest.approx(difference))
+  assert bool(report_summary.verdict(row)) is (difference is not None)
+  text = ' '.join(report_text.render_table(built).split())
+  assert ('no difference is given' in text) is ('*' in (preset or ''))
+  assert re.search(r' 36\.38 (.* )?36\.37 ', text)  # Both figures are shown all the same.
+  line = next(csv.DictReader(io.StringIO(report_text.render_csv(built))))
+  columns = {'lra': 'difference_to_lra', 'paper': 'difference_to_paper'}
+  filled = [name for name in columns.values() if line[name]]
+  of_lra = preset == 'lra'
+  assert filled == ([] if difference is None else [columns['lra' if of_lra else 'paper']])
+
+
+def test_text_of_another_length_is_not_held_against_lras_figure():
+  text_run = lambda **changes: make_run(
+    'b', task='text', dataset='text/1.0.0', model='transformer', accuracy=0.7, **changes
+  )
+  built = make_report(make_run(model='transformer', preset='lra'), text_run(preset='lra'))
+  assert rows_of(built)[0].difference is not None
+  (row, *_) = built.tables[1].rows
+  assert (row.difference, report_summary.verdict(row)) == (None, '')
+  text = ' '.join(report_text.render_table(built).split())
+  assert "transformer 37.00 (36.37)≈ 70.00 (64.27) 53.50 In brackets the figure of LRA's" in text
+  reason = 'Text are of inputs of 4,000 bytes; the preset lra has the 1,000'
+  assert text.count(reason) == 2  # Under the overview and under the table.
+  built = make_report(text_run(preset='paper'))
+  assert rows_of(built)[0].difference == pytest.approx(0.7 - 0.6427)
+  assert reason not in report_text.render_table(built)
 
 
 def test_overview_has_the_benchmarks_own_data_and_names_what_was_not_run():
@@ -42,7 +99,7 @@ def test_overview_has_the_benchmarks_own_data_and_names_what_was_not_run():
     make_run('a', seed=0, accuracy=0.36),
     make_run('b', seed=1, accuracy=0.38),
     image_run(accuracy=0.4),
-    make_run('c', model='transformer', accuracy=0.35),
+    make_run('c', model='transformer', accuracy=0.33),
     make_run('d', dataset='other', comparable=False, accuracy=0.9),
     image_run(path='e', model='gmm_rks', preset='tuned'),
   )
@@ -55,11 +112,12 @@ def test_overview_has_the_benchmarks_own_data_and_names_what_was_not_run():
   assert len(overview.missing) == 4 * 11 - 3
   text = report_text.render_table(built)
   assert re.search(r'gmm_prf +37\.00 ± 1\.41 \(36\.96\)≈ +40\.00 \(39\.94\)≈ +38\.50\n', text)
-  assert re.search(r'transformer +35\.00 \(36\.38\)▼ +– +–\n', text)
+  assert re.search(r'transformer +33\.00 \(36\.38\)▼ +– +–\n', text)
   missing = ' '.join(text.split()).partition('Not run: ')[2]
   assert missing.startswith('listops: gmm_rks, fastfood_rks, generative_rks, fastfood_prf, gen')
   assert '; text: gmm_rks, ' in missing
-  assert '▼ worse than the paper' in text
+  assert '▼ worse than the published' in text
+  assert '± se: standard error' in text
 
 
 def test_one_task_has_no_overview():
@@ -111,8 +169,22 @@ def test_seeds_that_disagree_leave_it_open():
   # Differences of 10, −6 and 3: mean 7 / 3, standard deviation 8.02, standard error 4.63.
   assert (found.difference, found.error) == (pytest.approx(7 / 3), pytest.approx(4.6308, abs=1e-3))
   assert found.answer == 'not clear'
-  lower = make_report(run_of('gmm_rks', 0.2), run_of('rks', 0.4)).tables
-  assert make_comparisons(lower)[0].answer == 'no'
+  runs = [run_of(m, a, seed=s) for m, a in (('gmm_rks', 0.2), ('rks', 0.4)) for s in range(3)]
+  assert make_comparisons(make_report(*runs).tables)[0].answer == 'no'
+
+
+@pytest.mark.parametrize(('seeds', 'answer'), [(1, 'one seed'), (2, 'two seeds'), (3, 'yes')])
+def test_few_seeds_give_no_answer(seeds, answer):
+  models = (('gmm_prf', 0.6), ('prf', 0.4))
+  runs = [run_of(model, a, seed=seed) for model, a in models for seed in range(seeds)]
+  assert make_comparisons(make_report(*runs).tables)[0].answer == answer
+
+
+def test_comparisons_say_whose_checkpoint_was_chosen_on_the_test_split():
+  for chosen, mark in ((True, '‡'), (False, '')):
+    runs = [run_of('gmm_prf', 0.6), run_of('prf', 0.4, validation_is_test=chosen)]
+    (sheet,) = report_cells.make_sheets(make_report(*runs)).questions
+    assert sheet.rows[0][3] == ('+20.00', mark)
 
 
 def circles_of(figure):
