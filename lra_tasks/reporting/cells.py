@@ -5,7 +5,8 @@ from __future__ import annotations
 import collections
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lra_tasks.reporting import glue, results
@@ -44,6 +45,8 @@ _LEGEND = {
   '§': '§ published for the full task; our data or split is not the same, so no difference is '
   'given.',
   '¶': '¶ mean speed and largest memory over runs on different hardware.',
+  '‖': '‖ speed and memory with a revision of the code that is not that of most rows of the table: '
+  'not comparable with theirs, and left out of figures.',
   '◊': '◊ the runs were made by different revisions of the code.',
   '≈': '≈ not told apart from the published figure: within 1 point or two standard errors of ours.',
   '▲': '▲ better than the published figure by more than 1 point and two standard errors of ours.',
@@ -100,37 +103,39 @@ def _figure(figure: Figure | None) -> str:
 
 
 class Column(NamedTuple):
-  """One column of a table; `text` of a row is empty where there is no value."""
+  """One column of a table; `text` of a row is empty where there is no value.
+
+  `marks` stand behind the text of the rows that they are true of.
+  """
 
   header: str
   text: Callable[[Row], str]
-  mark: str = ''
-  is_marked: Callable[[Row], Any] = lambda row: False
+  marks: Mapping[str, Callable[[Row], Any]] = types.MappingProxyType({})
   left: bool = False
 
 
 _elsewhere = lambda row: row.comparable is False
-_mixed = lambda row: len(row.values('device')) > 1
+_OF_SPEED = {'¶': lambda row: len(row.values('device')) > 1, '‖': lambda row: row.other_revision}
 _COLUMNS = (
   Column('model', lambda row: row.model, left=True),
   Column('preset', lambda row: row.preset, left=True),
   Column('ours %', lambda row: _number(row.accuracy, scale=100),
-         '‡', lambda row: any(row.values('validation_is_test'))),
+         {'‡': lambda row: any(row.values('validation_is_test'))}),
   Column('± sd', lambda row: _number(row.accuracy_sd, '± {:.2f}', 100)),
   Column('voting %', lambda row: _number(row.voting_accuracy, scale=100)),
   Column('runs', lambda row: str(len(row.runs) or ''),
-         '◊', lambda row: len(row.values('git_revision')) > 1),
+         {'◊': lambda row: len(row.values('git_revision')) > 1}),
   Column('seeds', lambda row: compact_seeds(row.values('seed')), left=True),
   Column('examples', lambda row: _span(row.examples)),
-  Column('paper %', lambda row: _figure(row.paper), '§', _elsewhere),
+  Column('paper %', lambda row: _figure(row.paper), {'§': _elsewhere}),
   Column('Δ', _difference),
-  Column('LRA %', lambda row: _figure(row.lra), '§', _elsewhere),
+  Column('LRA %', lambda row: _figure(row.lra), {'§': _elsewhere}),
   Column('params', lambda row: _span(row.values('parameters'), _size)),
   Column('/ base', lambda row: _number(row.parameter_ratio, '{:.3f}'),
-         '†', lambda row: row.breaks_lra_rule),
+         {'†': lambda row: row.breaks_lra_rule}),
   Column('steps', lambda row: _span(row.values('steps'))),
-  Column('steps/s', lambda row: _number(row.steps_per_second), '¶', _mixed),
-  Column('peak GiB', lambda row: _number(row.peak_memory_bytes, scale=2**-30), '¶', _mixed),
+  Column('steps/s', lambda row: _number(row.steps_per_second), _OF_SPEED),
+  Column('peak GiB', lambda row: _number(row.peak_memory_bytes, scale=2**-30), _OF_SPEED),
   Column('F1', lambda row: _mean(row, 'f1')),
   Column('MCC', lambda row: _mean(row, 'matthews')),
   Column('samples', lambda row: _span(row.values('eval_samples'))),
@@ -329,7 +334,7 @@ def _cell(column: Column, row: Row) -> Cell:
   text = column.text(row)
   if not text:
     return Cell('–' if row.kind == 'run' else '')
-  return Cell(text, column.mark if column.is_marked(row) else '')
+  return Cell(text, ''.join(mark for mark, is_shown in column.marks.items() if is_shown(row)))
 
 
 def title_lines(table: Table) -> tuple[str, str]:

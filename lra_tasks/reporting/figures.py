@@ -68,6 +68,7 @@ def trade_off(table: Table, preset: str) -> Any:
   """Return Figure 3 of the paper (ListOps: 8) for one task; None with fewer than two models.
 
   Memory is the largest in use over the run, on one device; areas are speeds relative to softmax.
+  Rows of another revision of the code than most are left out.
   """
   rows = [row for row in table.rows if row.kind == 'run' and row.preset == preset]
   return _circles([circle for row in rows if (circle := _circle(row.model, [row]))], table.task)
@@ -86,6 +87,8 @@ def mean_trade_off(overview: Overview) -> Any:
 def _circle(model: str, rows: Sequence[Row]) -> Circle | None:
   if any(row.peak_memory_bytes is None or row.steps_per_second is None for row in rows):
     return None  # A CPU does not count its memory.
+  if any(row.other_revision for row in rows):
+    return None
   return Circle(
     model,
     statistics.fmean(100 * row.accuracy for row in rows),

@@ -48,6 +48,7 @@ class Row:
   parameter_ratio: float | None = None
   steps_per_second: float | None = None  # Mean over the runs.
   peak_memory_bytes: int | None = None  # Largest of the runs.
+  other_revision: bool = False  # Whether the code is not that of most rows: speeds do not compare.
 
   @property
   def label(self) -> str:
@@ -157,6 +158,7 @@ def _rows(
     tag = f'({first.config_id[:6]})' if configs[first.model, first.preset] > 1 else ''
     preset = f'{first.preset or ""} {tag}'.strip()
     ours.append(_run_row(group, preset, published.get(first.model, {})))
+  ours = _mark_revisions(ours)
   chance = {(run.examples, run.majority_class) for row in ours for run in row.runs}
   comparable = all(row.comparable for row in ours)
   rest = [
@@ -195,6 +197,20 @@ def _run_row(group: Group, preset: str, figures: Mapping[str, Figure]) -> Row:
     steps_per_second=statistics.fmean(speeds) if speeds else None,
     peak_memory_bytes=max(memory, default=None),
   )
+
+
+def _mark_revisions(rows: Sequence[Row]) -> list[Row]:
+  """Return our rows of one table, marked where their code is not that of most of them.
+
+  Where two revisions are equally common, there is none to compare with: all rows are marked.
+  """
+  revisions = [frozenset(run.git_revision for run in row.runs) for row in rows]
+  counts = collections.Counter(revisions)
+  common = [revision for revision, n in counts.items() if n == max(counts.values())]
+  return [
+    dataclasses.replace(row, other_revision=[revision] != common)
+    for row, revision in zip(rows, revisions, strict=True)
+  ]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

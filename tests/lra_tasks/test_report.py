@@ -154,6 +154,7 @@ MARKED = {
   '§': [make_run(comparable=False)],
   '¶': [make_run(), make_run(seed=1, device='cpu')],
   '◊': [make_run(), make_run(seed=1, git_revision='def')],
+  '‖': [make_run(), make_run(model='rks'), make_run(model='transformer', git_revision='def')],
   '*': [make_run(preset='paper*')],
   '(…)': [make_run(config_id='aaaa01ff'), make_run(config_id='aaaa02ff')],
 }
@@ -163,9 +164,27 @@ MARKED = {
 @pytest.mark.parametrize('mark', ['', *MARKED])
 def test_each_mark_is_explained_and_no_other(mark, render):
   text = render(make_report(*MARKED.get(mark, [make_run(parameters=11_000_000)])))
-  legend = re.findall(r'^(?:- )?\\?([†‡§¶◊*]|\(…\)) ', text, re.MULTILINE)
+  legend = re.findall(r'^(?:- )?\\?([†‡§¶‖◊*]|\(…\)) ', text, re.MULTILINE)
   assert legend == [mark] * bool(mark)
-  assert set(text) & set('†‡§¶◊') == set(mark) - set('*(…)')
+  assert set(text) & set('†‡§¶‖◊') == set(mark) - set('*(…)')
+
+
+def test_rows_of_another_revision_than_most_are_marked():
+  revisions = lambda *of_rows: [
+    make_run(f'{i}/{j}', model=f'm{i}', seed=j, git_revision=revision, accuracy=0.9 - i / 10)
+    for i, row in enumerate(of_rows)
+    for j, revision in enumerate(row)
+  ]
+  marked = lambda *of_rows: [r.other_revision for r in rows_of(make_report(*revisions(*of_rows)))]
+  assert marked('a', 'b', 'a') == [False, True, False]
+  assert marked('aa', 'ab', 'a') == [False, True, False]  # A row of two revisions.
+  assert marked([None], [None]) == [False, False]
+  assert marked('a', 'a', [None]) == [False, False, True]
+  assert marked('a', 'b') == [True, True]  # Neither is that of most.
+  assert marked('a') == [False]
+  text = report_text.render_table(make_report(*revisions('a', 'b', 'a')))
+  assert re.search(r'm1 .* 18\.00‖ +3\.00‖ ', text)
+  assert re.search(r'm0 .* 18\.00 +3\.00 ', text)
 
 
 def test_presets_are_told_apart():

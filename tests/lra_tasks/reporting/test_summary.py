@@ -223,6 +223,23 @@ def test_circles_are_as_large_as_steps_are_fast():
   assert report_figures.trade_off(built.tables[0], 'tuned') is None
 
 
+def test_speeds_of_another_revision_are_in_no_figure():
+  run = lambda path, model, **changes: make_run(path, model=model, examples=10_000, **changes)
+  runs = [run('a', 'gmm_prf'), run('b', 'transformer'), run('c', 'rks', git_revision='0')]
+  others = [
+    run(f'{path}2', model, task='image', dataset='image/1.0.0')
+    for path, model in (('a', 'gmm_prf'), ('b', 'transformer'), ('c', 'rks'))
+  ]
+  built = make_report(*runs, *others)
+  shown = {'gmm_prf, 1.0 ×', 'softmax, 1.0 ×'}
+  assert set(circles_of(report_figures.trade_off(built.tables[0], 'paper'))) == shown
+  assert len(circles_of(report_figures.trade_off(built.tables[1], 'paper'))) == 3
+  (overview,) = make_overviews(built.tables)
+  assert set(circles_of(report_figures.mean_trade_off(overview))) == shown
+  built = make_report(*runs[:1], *runs[2:])
+  assert report_figures.trade_off(built.tables[0], 'paper') is None
+
+
 def test_accuracies_stand_beside_published_ones():
   (axis,) = report_figures.accuracies(two_tasks().tables[0]).axes
   assert [text.get_text() for text in axis.get_yticklabels()] == [
