@@ -39,8 +39,8 @@ from lra_tasks import configuration, rundir, tasks
 from lra_tasks.console import define_integers, one_line_errors, set_up_logging
 from lra_tasks.files import is_taken, lock, read_json
 from lra_tasks.finished import Run, read_folder
+from lra_tasks.paper import PAPER_MODELS
 from lra_tasks.pretrained import Pretrained
-from lra_tasks.reporting.summary import PAPER_MODELS
 from lra_tasks.tasks import get_task
 
 # Not __name__: this file runs as __main__.
@@ -122,14 +122,15 @@ def make_jobs(
     task_names: tasks of the registry.
     models: models of the registry.
     seeds: of each model on each task; the first one of everything comes first.
-    preset: of the configs; by default the model's own.
+    preset: of the configs; by default that of the models, which must be the same for all of a task.
     changes: 'FIELD=VALUE' for fields of all configs.
     configs: directory of the files TASK.py.
     init_from: directory of the run that each starts from; '{model}' in it stands for the model.
 
   Raises:
     FileNotFoundError: if there is no such run.
-    ValueError: for unknown tasks, models, presets, fields or values.
+    ValueError: for unknown tasks, models, presets, fields or values; if there is no preset and
+      models have different ones.
   """
   for kind, values in {'tasks': task_names, 'models': models, 'seeds': seeds}.items():
     if not values or len(set(values)) < len(values):
@@ -137,24 +138,51 @@ def make_jobs(
   for model in models:
     get_row(model)
   pairs = [_parse_change(change) for change in changes]
+  presets = {task: _preset(task, models, preset, configs) for task in task_names}
   jobs = []
   for seed, task, model in itertools.product(seeds, task_names, models):
-    spec = get_task(task)
-    file = os.path.join(configs, f'{spec.config_file or task}.py')
-    if not os.path.exists(file):
-      raise ValueError(
-        f'{file} does not exist: --configs must name the directory of {os.path.basename(file)}'
-      )
-    which = [model, task] if spec.config_file else [model]
-    argument = ','.join(filter(None, (*which, preset)))
-    label = configuration.load(f'{file}:{argument}').preset
+    label = presets[task]
     parts = [model, label, *(f'{field}={value}' for field, value in pairs), f'seed{seed}']
-    config = f'{file}:{",".join(which)},{label}'
+    config = _config(task, model, label, configs)
     start = (init_from or '').replace('{model}', model)
     job = Job(task, config, os.path.join(task, '_'.join(parts)), seed, tuple(pairs), start)
     job.fields()  # Now, rather than in an hour.
     jobs.append(job)
   return jobs
+
+
+def _config(task: str, model: str, preset: str | None, configs: str) -> str:
+  """Return 'FILE:ARGUMENT' of a model on a task."""
+  spec = get_task(task)
+  file = os.path.join(configs, f'{spec.config_file or task}.py')
+  if not os.path.exists(file):
+    raise ValueError(
+      f'{file} does not exist: --configs must name the directory of {os.path.basename(file)}'
+    )
+  return f'{file}:' + ','.join(filter(None, (model, task if spec.config_file else '', preset)))
+
+
+def _preset(task: str, models: Sequence[str], preset: str | None, configs: str) -> str:
+  """Return the preset of all models on a task: the one that was named, or their own.
+
+  Raises:
+    ValueError: if the task does not have it, or the models' own differ: so do their sizes and steps
+      then, and a table of them would compare nothing.
+  """
+  found: dict[str, list[str]] = {}
+  for model in models:
+    config = _config(task, model, preset, configs)
+    try:
+      found.setdefault(configuration.load(config).preset, []).append(model)
+    except ValueError as error:
+      raise ValueError(f'{task}: {error}') from error
+  if len(found) > 1:
+    text = '; '.join(f'{label!r} of {", ".join(names)}' for label, names in found.items())
+    raise ValueError(
+      f'{task}: the default presets of these models differ, and with them sizes and steps: {text}; '
+      f'name one for all, such as --preset={next(iter(found))}'
+    )
+  return next(iter(found))
 
 
 def _parse_change(change: str) -> tuple[str, str]:
@@ -389,7 +417,10 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   define(flags.DEFINE_list, 'tasks', None, 'Tasks, each of which has a file in --configs.')
   define(flags.DEFINE_list, 'models', list(PAPER_MODELS), 'Models; those of the paper by default.')
   define(define_integers, 'seeds', [0], 'Seeds; the first one of everything comes first.')
-  define(flags.DEFINE_string, 'preset', None, "Preset of all configs; by default each model's own.")
+  define(
+    flags.DEFINE_string, 'preset', None,
+    "Preset of all configs; by default the models' own, if they have the same.",
+  )  # fmt: skip
   define(
     flags.DEFINE_multi_string, 'set', [],
     'FIELD=VALUE: a field of all configs, such as learning_rate=0.001 or '

@@ -9,11 +9,11 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lra_tasks.paper import PAPER_MODELS
 from lra_tasks.reporting import glue, results
 from lra_tasks.reporting.results import Figure
 from lra_tasks.reporting.rows import Report, Row, Table
 from lra_tasks.reporting.summary import (
-  PAPER_MODELS,
   Comparison,
   Overview,
   make_comparisons,

@@ -90,18 +90,36 @@ def jobs_of(*models, seeds=(0,), **options):
 
 
 def test_jobs_take_one_seed_of_everything_first():
-  jobs = make_jobs(['listops', 'text'], ['gmm_prf', 'transformer'], [3, 1], configs=CONFIGS)
+  jobs = make_jobs(['listops', 'text'], ['gmm_prf', 'prf'], [3, 1], configs=CONFIGS)
   assert [job.name for job in jobs] == [
-    'listops/gmm_prf_paper_seed3', 'listops/transformer_lra_seed3',
-    'text/gmm_prf_paper_seed3', 'text/transformer_lra_seed3',
-    'listops/gmm_prf_paper_seed1', 'listops/transformer_lra_seed1',
-    'text/gmm_prf_paper_seed1', 'text/transformer_lra_seed1',
+    'listops/gmm_prf_paper_seed3', 'listops/prf_paper_seed3',
+    'text/gmm_prf_paper_seed3', 'text/prf_paper_seed3',
+    'listops/gmm_prf_paper_seed1', 'listops/prf_paper_seed1',
+    'text/gmm_prf_paper_seed1', 'text/prf_paper_seed1',
   ]  # fmt: skip
   assert jobs[0].flags() == [
     f'--config={CONFIGS}/listops.py:gmm_prf,paper',
     '--config.random_seed=3',
   ]
   assert jobs[0].fields()['random_seed'] == 3
+
+
+def test_models_of_a_task_have_one_preset():
+  models = ['gmm_prf', 'transformer', 'prf']
+  message = (
+    "^listops: .* differ, .*: 'paper' of gmm_prf, prf; 'lra' of transformer; .*--preset=paper"
+  )
+  with pytest.raises(ValueError, match=message):
+    make_jobs(['listops'], models, [0], configs=CONFIGS)
+  presets = lambda tasks, models, preset=None: {
+    (job.task, job.fields()['preset'])
+    for job in make_jobs(tasks, models, [0], preset=preset, configs=CONFIGS)
+  }
+  assert presets(['listops'], models, 'paper') == {('listops', 'paper')}
+  # Of one task: Pathfinder has no preset paper.
+  both = {('listops', 'paper'), ('pathfinder32', 'lra')}
+  assert presets(['listops', 'pathfinder32'], ['gmm_prf', 'prf']) == both
+  assert presets(['pathfinder32', 'cola'], models) == {('pathfinder32', 'lra'), ('cola', 'paper')}
 
 
 def test_changes_are_in_names_flags_and_fields():
@@ -122,6 +140,11 @@ def test_changes_are_in_names_flags_and_fields():
     ((['listops'], ['gmm'], [0]), {}, "unknown model_type 'gmm'"),
     ((['listops'], ['gmm_prf'], [-1]), {}, 'random_seed must be'),
     ((['listops'], ['gmm_prf'], [0]), {'preset': 'papers'}, "unknown preset 'papers'"),
+    (
+      (['listops', 'pathfinder32'], ['gmm_prf'], [0]),
+      {'preset': 'paper'},
+      "^pathfinder32: unknown preset 'paper'.*known: ",
+    ),
     ((['listops'], ['gmm_prf'], [0]), {'changes': ['warmup']}, 'must be FIELD=VALUE'),
     ((['listops'], ['gmm_prf'], [0]), {'changes': ['warm=3']}, "unknown config field 'warm'"),
     ((['listops'], ['gmm_prf'], [0]), {'changes': ['warmup=x']}, 'warmup=.x.: '),
@@ -300,8 +323,12 @@ def _keep_logging(monkeypatch):
   [
     ([], '--tasks is required, some of: listops'),
     (['--tasks=listops', '--minutes=0'], '--minutes must be above 0, got 0'),
-    (['--tasks=listops', '--sources=text=x'], '--sources must be TASK=VALUE with one of --tasks'),
-    (['--tasks=listops', '--sources=x'], 'got .x.'),
+    (
+      ['--tasks=listops', '--preset=tiny', '--sources=text=x'],
+      '--sources must be TASK=VALUE with one of --tasks',
+    ),
+    (['--tasks=listops', '--preset=tiny', '--sources=x'], 'got .x.'),
+    (['--tasks=listops'], "'paper' of gmm_rks, .*; 'lra' of transformer, .*--preset=paper"),
     (['--tasks=listops', 'text'], 'unknown arguments: text'),
   ],
 )
@@ -313,7 +340,9 @@ def test_wrong_flags_are_named(capsys, arguments, message):
 
 
 def test_dry_run_runs_nothing(capsys, tmp_path):
-  code, out, _ = run(capsys, '--tasks=listops', '--dry_run', f'--runs={tmp_path}/runs')
+  code, out, _ = run(
+    capsys, '--tasks=listops', '--preset=paper', '--dry_run', f'--runs={tmp_path}/runs'
+  )
   assert code == 0
   assert out.endswith(f'{len(sweep.PAPER_MODELS)} waiting\n')
   assert not (tmp_path / 'runs').exists()

@@ -4,8 +4,8 @@ import re
 
 from report_helpers import make_report, make_run
 
+from lra_tasks.paper import PAPER_MODELS
 from lra_tasks.reporting import glue, text
-from lra_tasks.reporting.summary import PAPER_MODELS
 
 START = 'wikitext/wikitext-2/gmm_prf/0123456789ab/seed0/step7800'
 
