@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,8 @@ _FREE = (
   'preset', 'eval_samples', 'save_checkpoints', 'restore_checkpoints', 'checkpoint_freq',
   'keep_accuracies',
 )  # fmt: skip
+# As `git describe --always --dirty` writes them.
+_REVISION = r'[0-9a-f]{7,40}(-dirty)?'
 # What may change while a run goes on.
 _SESSION = ('git_revision', 'versions', 'device', 'processes')
 # Two newest checkpoints, the best one, and the one being written; those of accuracies come on top.
@@ -405,9 +408,17 @@ def _git_revision() -> str | None:
   """Return the revision of the checkout that the package runs from.
 
   GIT_REVISION names it where the history is missing, or is not that of the code (in a container).
+
+  Raises:
+    ValueError: if GIT_REVISION names none.
   """
-  if os.environ.get('GIT_REVISION'):
-    return os.environ['GIT_REVISION']
+  if named := os.environ.get('GIT_REVISION'):
+    if not re.fullmatch(_REVISION, named):
+      raise ValueError(
+        f'GIT_REVISION={named!r} names no revision: it must be 7 to 40 hexadecimal digits, as '
+        '`git rev-parse HEAD` has them, with -dirty behind them if files were changed'
+      )
+    return named
   here, name = os.path.split(os.path.abspath(__file__))
   git = functools.partial(
     subprocess.run, capture_output=True, text=True, timeout=10, check=False, cwd=here

@@ -104,6 +104,23 @@ def test_a_run_knows_all_that_it_was_made_by(tmp_path):
   assert read_json(str(tmp_path / 'config.json')) == found
 
 
+@pytest.mark.parametrize('name', ['4de9781', '5e32c67e1683', 'ab' * 20, '4de9781664bc-dirty'])
+def test_the_environment_names_the_revision(monkeypatch, name):
+  monkeypatch.setenv('GIT_REVISION', name)
+  assert rundir._git_revision() == name
+
+
+@pytest.mark.parametrize(
+  'name', ['4de978', 'ab' * 20 + 'a', 'main', 'HEAD~1', '4de9781 ', 'v1.0.0']
+)
+def test_what_is_no_revision_is_refused(monkeypatch, name):
+  monkeypatch.setenv('GIT_REVISION', name)
+  with pytest.raises(
+    ValueError, match=f'^GIT_REVISION={name!r} names no revision: it must be 7 to'
+  ):
+    rundir._git_revision()
+
+
 def test_results_tell_draws_apart(tmp_path):
   about = {
     'task': 't', 'dataset': 'd', 'comparable': True, 'validation_is_test': False, 'parameters': 2,
