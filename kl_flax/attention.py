@@ -119,12 +119,15 @@ class KernelAttention(nn.Module):
   Drop it in wherever query, key and value of shape [batch, length, heads, head size] meet. A
   sampler draws its noise from the PRNG stream 'spectral', which every `apply` must then be given.
 
+  With Fourier features it sows 'nonpositive_denominators' into the collection 'diagnostics': the
+  fraction of denominators that are not positive, though they estimate what is. Where there are as
+  many keys as queries, it is that of the queries whose own key takes part.
+
   Attributes:
     sampler: module that returns omega [H, M, D] when called with H and D, such as
       `kl_flax.GaussianMixture`; None for features='elu' and 'relu'.
     features: 'positive', 'softmax', 'fourier', 'elu' or 'relu'.
-    smoothing: see `kernel_attention`; None is 1 for Fourier features, whose outputs can be
-      arbitrarily large for less, and 0 for the others.
+    smoothing: see `kernel_attention`.
     causal: whether a position sees itself and earlier ones alone.
     implementation: see `kernel_attention`.
 
@@ -183,10 +186,17 @@ class KernelAttention(nn.Module):
     return out
 
   def _sow_nonpositive(self, denominator, key_mask):
-    """Let whoever trains see how often the estimate of a positive quantity is none."""
+    """Let whoever trains see how often the estimate of a positive quantity is none.
+
+    The fraction is that of the valid positions: as many queries as keys are taken for those of one
+    sequence, where the key mask says which queries are padding.
+    """
     valid = jnp.ones(denominator.shape, bool)
     if key_mask is not None:  # Rows without any valid key estimate nothing.
       seen = jnp.cumsum(key_mask, axis=1) if self.causal else jnp.sum(key_mask, axis=1)[:, None]
-      valid &= (seen > 0)[:, :, None, None]
+      counts = seen > 0
+      if denominator.shape[1] == key_mask.shape[1]:
+        counts &= key_mask
+      valid &= counts[:, :, None, None]
     count = jnp.sum((denominator <= 0) & valid) / jnp.maximum(jnp.sum(valid), 1)
     self.sow('diagnostics', 'nonpositive_denominators', count)

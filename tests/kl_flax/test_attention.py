@@ -295,6 +295,29 @@ def test_module_counts_nonpositive_denominators_of_fourier_features():
   assert 0 < fraction < 1
 
 
+@pytest.mark.parametrize('causal', [False, True])
+def test_padding_is_no_part_of_the_nonpositive_denominators(causal):
+  attention = KernelAttention(GaussianMixture(2), 'fourier', 0.0, causal)
+  x = 10 * jax.random.normal(jax.random.key(0), (2, 24, 2, 8))
+  rngs = {'params': jax.random.key(1), 'spectral': jax.random.key(2)}
+  params = {'params': jax.jit(attention.init)(rngs, x, x, x)['params']}
+
+  @jax.jit
+  def fraction(query, x, mask=None):
+    _, sown = attention.apply(params, query, x, x, mask, rngs=rngs, mutable=['diagnostics'])
+    return sown['diagnostics']['nonpositive_denominators'][0]
+
+  first, second = x[:1, :12], x[1:, :20]
+  alone = fraction(first, first), fraction(second, second)
+  assert min(alone) > 0
+  assert max(alone) < 1
+  mask = np.arange(24) < np.array([[12], [20]])
+  assert fraction(x, x, mask) == pytest.approx((12 * alone[0] + 20 * alone[1]) / 32)
+  if not causal:  # Queries of another sequence have no mask: all of them count.
+    query = x[:1, :23]
+    assert fraction(query, x[:1], mask[:1]) == pytest.approx(fraction(query, first))
+
+
 def test_causal_rows_that_see_no_key_yet_estimate_nothing():
   attention = KernelAttention(GaussianMixture(16), 'fourier', causal=True)
   x = jax.random.normal(jax.random.key(0), (2, 8, 1, 4))
