@@ -18,10 +18,10 @@ from kl_flax.kernels import Implementation, choose
 from kl_flax.numerics import divide
 from kl_flax.spectral import as_weighted
 from kl_flax.sums import (
-  DEFAULT_SMOOTHING,
   FeatureMap,
   attention_sums,
   denominator_floor,
+  resolve_smoothing,
 )
 
 
@@ -33,7 +33,7 @@ def kernel_attention(
   *,
   features: FeatureMap = 'positive',
   key_mask: Bool[Array, 'b s'] | None = None,
-  smoothing: float = 0.0,
+  smoothing: float | None = None,
   log_weight: Float[Array, 'h m'] | None = None,
   causal: bool = False,
   implementation: Implementation = 'auto',
@@ -59,8 +59,10 @@ def kernel_attention(
       'relu' (relu(x) + 0.001).
     key_mask: True where a key takes part; None means everywhere. A row without any valid key
       gives zeros.
-    smoothing: c ≥ 0, a constant feature that adds c² to the kernel. The authors' code uses it
-      with Fourier features (the paper does not mention it): for c ≥ 1 no denominator is negative.
+    smoothing: c ≥ 0, a constant feature that adds c² to the kernel; None is 1 for Fourier features,
+      whose outputs can be arbitrarily large for less, and 0 for the others. The authors' code uses
+      it with Fourier features (the paper does not mention it): for c ≥ 1 no denominator is
+      negative.
     log_weight: log of the weight of each frequency, where they do not count equally: the kernel is
       the mean over frequencies of exp(log_weight) phi(q) phi(k).
     causal: whether query i sees the keys 0 ... i alone; needs as many keys as queries. See
@@ -102,7 +104,7 @@ def kernel_attention(
 def _attend(query, key, value, omega, *, implementation, features, causal, **options):
   """Return the output, and the denominators that it was divided by, if anybody looks at them."""
   arrays = (query, key, value, omega)
-  smoothing = options['smoothing']
+  options['smoothing'] = smoothing = resolve_smoothing(features, options['smoothing'])
   if choose(implementation, *arrays, features=features, smoothing=smoothing, causal=causal):
     from kl_flax.kernels.fused import fused_attention
 
@@ -150,9 +152,7 @@ class KernelAttention(nn.Module):
   @property
   def effective_smoothing(self) -> float:
     """Return `smoothing`, or what these features take by default."""
-    if self.smoothing is None:
-      return DEFAULT_SMOOTHING.get(self.features, 0.0)
-    return self.smoothing
+    return resolve_smoothing(self.features, self.smoothing)
 
   @nn.compact
   def __call__(

@@ -39,6 +39,7 @@ from kl_flax.sums import (
   denominator_floor,
   log_features,
   plain_features,
+  resolve_smoothing,
   smoothing_weight,
   with_ones,
 )
@@ -108,7 +109,7 @@ def decode_step(
   *,
   features: FeatureMap = 'positive',
   key_mask: Bool[Array, ' b'] | None = None,
-  smoothing: float = 0.0,
+  smoothing: float | None = None,
   log_weight: Float[Array, 'h m'] | None = None,
 ) -> tuple[DecodingState, Float[Array, 'b h e']]:
   """Return the state after one more position, and the attention output there.
@@ -140,6 +141,7 @@ def decode_step(
   """
   query, key, value = (x[:, None] for x in (query, key, value))
   key_mask = None if key_mask is None else key_mask[:, None]
+  smoothing = resolve_smoothing(features, smoothing)
   check_inputs(query, key, value, omega, features, key_mask, smoothing, log_weight)
   _check_state(state, query, value, omega, features)
   state, sums = _attend(
@@ -165,7 +167,7 @@ def causal_sums(
   *,
   features: FeatureMap = 'positive',
   key_mask: Bool[Array, 'b s'] | None = None,
-  smoothing: float = 0.0,
+  smoothing: float | None = None,
   log_weight: Float[Array, 'h m'] | None = None,
 ) -> tuple[Float[Array, 'b l h e'], Float[Array, 'b l h 1']]:
   """Return numerator and denominator of causal `kl_flax.kernel_attention`, float32.
@@ -177,6 +179,7 @@ def causal_sums(
   Raises:
     ValueError: for inconsistent shapes, an unknown option or more or fewer queries than keys.
   """
+  smoothing = resolve_smoothing(features, smoothing)
   check_inputs(query, key, value, omega, features, key_mask, smoothing, log_weight)
   (batch, length, num_heads, head_dim), keys = query.shape, key.shape[1]
   if length != keys:

@@ -31,7 +31,7 @@ from kl_flax.heads import Classifier, DualClassifier, MaskedLanguageModel
 from kl_flax.kernels import Implementation
 from kl_flax.orthogonal import Gaussian, OrthogonalGaussian, StructuredOrthogonal
 from kl_flax.spectral import GaussianMixture, Generator
-from kl_flax.sums import DEFAULT_SMOOTHING, FeatureMap
+from kl_flax.sums import FeatureMap, resolve_smoothing
 
 # The argument of `AttentionRow.make` that is no option.
 _NUM_POSITIONS = 'num_positions'
@@ -91,7 +91,7 @@ class AttentionRow:
     return self.stochastic and getattr(self(1, **options), 'sampler', self) is not None
 
 
-_SMOOTHING = {'positive': 0.0} | DEFAULT_SMOOTHING
+_SMOOTHING = {name: resolve_smoothing(name, None) for name in ('positive', 'fourier')}
 
 
 _NUM_FREQUENCIES = 128

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from kl_flax.numerics import divide
-from kl_flax.sums import NORM_FACTOR, FeatureMap, check_inputs, denominator_floor
+from kl_flax.sums import (
+  NORM_FACTOR,
+  FeatureMap,
+  check_inputs,
+  denominator_floor,
+  resolve_smoothing,
+)
 
 # In full precision: the default of GPUs would keep 10 bits of float32.
 _einsum = functools.partial(jnp.einsum, precision='highest')
@@ -27,7 +33,7 @@ def naive_kernel_attention(
   *,
   features: FeatureMap = 'positive',
   key_mask: Bool[Array, 'b s'] | None = None,
-  smoothing: float = 0.0,
+  smoothing: float | None = None,
   log_weight: Float[Array, 'h m'] | None = None,
   causal: bool = False,
 ) -> Float[Array, 'b l h e']:
@@ -52,7 +58,7 @@ def naive_attention_weights(
   *,
   features: FeatureMap = 'positive',
   key_mask: Bool[Array, 'b s'] | None = None,
-  smoothing: float = 0.0,
+  smoothing: float | None = None,
   log_weight: Float[Array, 'h m'] | None = None,
   causal: bool = False,
 ) -> Float[Array, 'b l s h']:
@@ -61,6 +67,7 @@ def naive_attention_weights(
   Rows sum to one, or are zero where no key takes part; with Fourier features single weights may
   be negative.
   """
+  smoothing = resolve_smoothing(features, smoothing)
   check_inputs(query, key, key, omega, features, key_mask, smoothing, log_weight)
   wide = jnp.promote_types(query.dtype, jnp.float32)
   query, key = query.astype(wide), key.astype(wide)

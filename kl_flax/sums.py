@@ -20,7 +20,7 @@ from kl_flax.numerics import einsum_float32, product_dtype
 FeatureMap = Literal['positive', 'softmax', 'fourier', 'elu', 'relu']
 FEATURE_MAPS = get_args(FeatureMap)
 # c by default: the authors' code smooths Fourier features with 1; positive features need none.
-DEFAULT_SMOOTHING = {'fourier': 1.0}
+_DEFAULT_SMOOTHING = {'fourier': 1.0}
 # The maps without frequencies.
 WITHOUT_FREQUENCIES = ('elu', 'relu')
 # The maps that are computed in log space, and the factor of |x|² in their exponent.
@@ -35,7 +35,7 @@ def attention_sums(
   *,
   features: FeatureMap = 'positive',
   key_mask: Bool[Array, 'b s'] | None = None,
-  smoothing: float = 0.0,
+  smoothing: float | None = None,
   log_weight: Float[Array, 'h m'] | None = None,
 ) -> tuple[Float[Array, 'b l h e'], Float[Array, 'b l h 1']]:
   """Return numerator and denominator of `kl_flax.kernel_attention`, float32.
@@ -43,6 +43,7 @@ def attention_sums(
   They are the sums above up to a common factor, which is positive: the denominator's sign is the
   true one. Arguments are those of `kernel_attention`.
   """
+  smoothing = resolve_smoothing(features, smoothing)
   check_inputs(query, key, value, omega, features, key_mask, smoothing, log_weight)
   mask = None if key_mask is None else key_mask[:, :, None, None]
   if features in NORM_FACTOR:
@@ -63,6 +64,17 @@ def attention_sums(
     total = value if mask is None else jnp.where(mask, value, 0)
     sums = sums + constant * jnp.sum(total, axis=1, keepdims=True, dtype=jnp.float32)
   return sums[..., :-1], sums[..., -1:]
+
+
+def resolve_smoothing(features: FeatureMap, smoothing: float | None) -> float:
+  """Return the smoothing c that is meant: None is what these features take by default.
+
+  >>> resolve_smoothing('fourier', None), resolve_smoothing('positive', None)
+  (1.0, 0.0)
+  >>> resolve_smoothing('fourier', 0.0)
+  0.0
+  """
+  return _DEFAULT_SMOOTHING.get(features, 0.0) if smoothing is None else smoothing
 
 
 def denominator_floor(features: FeatureMap, num_frequencies: int) -> float:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax.numpy as jnp
 
 from kl_flax.numerics import cuda_capability
-from kl_flax.sums import DEFAULT_SMOOTHING, WITHOUT_FREQUENCIES, FeatureMap, check_inputs
+from kl_flax.sums import WITHOUT_FREQUENCIES, FeatureMap, check_inputs, resolve_smoothing
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def kernel_info(
     value: likewise.
     omega: likewise [h, m, d]; None for features without frequencies.
     features: see `kernel_attention`.
-    smoothing: likewise; None is what `KernelAttention` takes for these features.
+    smoothing: likewise.
     causal: likewise.
     implementation: likewise.
 
@@ -76,8 +76,7 @@ def kernel_info(
     )
   if implementation == 'xla':
     return KernelInfo('xla', 'it was asked for')
-  if smoothing is None:
-    smoothing = DEFAULT_SMOOTHING.get(features, 0.0)
+  smoothing = resolve_smoothing(features, smoothing)
   check_inputs(query, key, value, omega, features, None, smoothing)
   obstacle = _missing(cuda_capability())
   if obstacle is None:

@@ -15,7 +15,13 @@ from jaxtyping import Array, Bool, Float
 from kl_flax.kernels import backward, forward, padded_head_dim
 from kl_flax.kernels.tiles import LOG2E, NEVER, TILE, Plan, num_tiles, whole_length
 from kl_flax.numerics import floored, pad_axis
-from kl_flax.sums import NORM_FACTOR, FeatureMap, check_inputs, denominator_floor
+from kl_flax.sums import (
+  NORM_FACTOR,
+  FeatureMap,
+  check_inputs,
+  denominator_floor,
+  resolve_smoothing,
+)
 
 # Blocks that fit on the device at once, by guess; only the balance of the work depends on it.
 _SLOTS = 132 * 3
@@ -74,7 +80,7 @@ def fused_attention(
   *,
   features: FeatureMap,
   key_mask: Bool[Array, 'b s'] | None = None,
-  smoothing: float = 0.0,
+  smoothing: float | None = None,
   log_weight: Float[Array, 'h m'] | None = None,
   interpret: bool = False,
 ) -> tuple[Float[Array, 'b l h d'], Float[Array, 'b l h 1'] | None]:
@@ -84,6 +90,7 @@ def fused_attention(
   Lengths that are no multiples of 8, and head sizes between those of the kernels, cost a copy of
   queries, keys and values.
   """
+  smoothing = resolve_smoothing(features, smoothing)
   check_inputs(query, key, value, omega, features, key_mask, smoothing, log_weight)
   num_heads, m, head_dim = omega.shape
   omega = omega.astype(jnp.float32)

@@ -1,6 +1,8 @@
 import functools
 import time
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,11 @@ from hypothesis import strategies as st
 from twins import assert_equal_twins
 
 from kl_flax.attention import KernelAttention, kernel_attention
+from kl_flax.causal import causal_sums, decode_step, init_decoding
 from kl_flax.features import project
 from kl_flax.naive import naive_attention_weights, naive_kernel_attention
 from kl_flax.spectral import GaussianMixture
-from kl_flax.sums import FEATURE_MAPS, WITHOUT_FREQUENCIES, check_inputs
+from kl_flax.sums import FEATURE_MAPS, WITHOUT_FREQUENCIES, attention_sums, check_inputs
 
 
 def make_inputs(seed, b=2, lq=5, lk=7, h=2, d=4, e=3, m=6, dtype=jnp.float32):
@@ -378,6 +381,41 @@ def test_fourier_features_of_the_module_are_smoothed_by_default():
   count = jax.jit(functools.partial(attention.apply, mutable=['diagnostics']))
   _, sown = count(state, x, y, x, mask, rngs=rngs)
   assert sown['diagnostics']['nonpositive_denominators'] == (0,)
+
+
+class Given(nn.Module):
+  """A sampler whose frequencies are known."""
+
+  omega: Any
+
+  def __call__(self, num_heads, head_dim):
+    return self.omega
+
+
+@pytest.mark.parametrize(('features', 'default'), [('fourier', 1.0), ('positive', 0.0)])
+def test_functions_and_module_have_one_default_smoothing(features, default):
+  inputs, _ = make_inputs(3, lk=5)
+  arrays = query, key, value, omega = list(inputs.values())
+
+  def run(**smoothing):
+    options = {'features': features} | smoothing
+    state = init_decoding(2, 2, omega.shape[1], value.shape[3], features=features)
+    for i in range(2):
+      state, out = decode_step(state, query[:, i], key[:, i], value[:, i], omega, **options)
+    return {
+      'kernel_attention': kernel_attention(*arrays, **options),
+      'naive_kernel_attention': naive_kernel_attention(*arrays, **options),
+      'naive_attention_weights': naive_attention_weights(query, key, omega, **options),
+      'attention_sums': attention_sums(*arrays, **options)[1],
+      'causal_sums': causal_sums(*arrays, **options)[1],
+      'decode_step': out,
+      'KernelAttention': KernelAttention(Given(omega), **options).apply({}, query, key, value),
+    }
+
+  found, explicit, other = run(), run(smoothing=default), run(smoothing=default + 0.5)
+  for name, out in found.items():
+    np.testing.assert_array_equal(out, explicit[name], err_msg=name)
+    assert np.any(np.abs(out - other[name]) > 1e-3), name
 
 
 @pytest.mark.parametrize('name', ['project', 'sums'])
