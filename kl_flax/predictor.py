@@ -20,7 +20,7 @@ import numpy as np
 from kl_flax.checkpoints import restore
 from kl_flax.heads import Classifier, DualClassifier, MaskedLanguageModel
 from kl_flax.models import AttentionFactory, get_row, ignores_padding, make_model
-from kl_flax.tokenizers import Tokenizer, WordPieceTokenizer, tokenizer_from_dict
+from kl_flax.tokenizers import PixelTokenizer, Tokenizer, WordPieceTokenizer, tokenizer_from_dict
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +140,9 @@ class Predictor:
     """Return labels and probabilities, in the order of the inputs.
 
     Args:
-      inputs: raw inputs, any number: strings, bytes, images, or pairs of them for a model of pairs.
-        Longer ones than the model takes are cut, as in training, and counted in the log.
+      inputs: raw inputs, any number: strings, bytes, images, or pairs of them for a model of pairs;
+        or one string, bytes or image array alone. Longer ones than the model takes are cut, as in
+        training, and counted in the log.
       encoded: whether inputs are token ids already, int[length] (of pairs, two of them).
 
     Raises:
@@ -273,7 +274,7 @@ class Predictor:
       TypeError: see `predict`.
       ValueError: likewise.
     """
-    inputs = [inputs] if isinstance(inputs, (str, bytes)) else list(inputs)
+    inputs = [inputs] if self._is_one(inputs, encoded) else list(inputs)
     if not inputs:
       raise ValueError(f'{caller} needs at least one input')
     tokens = [self._encode(i, raw, encoded) for i, raw in enumerate(inputs)]
@@ -287,6 +288,19 @@ class Predictor:
         for raw, parts in zip(inputs, tokens, strict=True)
       ]
     return [[ids[:longest] for ids in parts] for parts in tokens]
+
+  def _is_one(self, inputs: Any, encoded: bool) -> bool:
+    """Return whether this is a single input: a text, or an array that is an image."""
+    if isinstance(inputs, (str, bytes)):
+      return True
+    if encoded or not isinstance(self.tokenizer, PixelTokenizer):
+      return False
+    if not isinstance(inputs, np.ndarray) or inputs.dtype == object:
+      return False
+    # One that is no row of images has the wrong size as a whole, and is to be told as such.
+    count = self.tokenizer.num_pixels
+    no_rows = inputs.ndim <= 2 and inputs.shape[-1:] != (count,)
+    return inputs.size == count or (inputs.size > 0 and no_rows)
 
   def _batches(
     self, tokens: list[list[np.ndarray]], *, alone: bool = False

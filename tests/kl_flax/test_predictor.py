@@ -66,15 +66,41 @@ def test_what_is_no_pair_is_an_error(pairs, inputs, error, message):
     pairs.predict(inputs)
 
 
-def test_images():
-  predictor = make(PixelTokenizer(16), 16)
+@pytest.fixture(scope='module')
+def image_model():
+  return make(PixelTokenizer(16), 16)
+
+
+def test_images(image_model):
   images = np.arange(48).reshape(3, 4, 4).astype(np.uint8)
-  whole = predictor.predict(images)
+  whole = image_model.predict(images)
   assert whole.labels.shape == (3,)
-  black = predictor.predict([np.zeros((4, 4), np.uint8)])
+  black = image_model.predict([np.zeros((4, 4), np.uint8)])
   assert np.all(np.isfinite(black.probabilities))
-  with pytest.raises(ValueError, match='input 0: expected a grey image of 16 pixels'):
-    predictor.predict(images[0])
+
+
+@pytest.mark.parametrize('shape', [(4, 4), (4, 4, 1), (16,), (1, 4, 4), (1, 16)])
+def test_a_single_image_is_one_input(shape, image_model):
+  images = np.arange(48).reshape(3, 4, 4).astype(np.uint8)
+  one = image_model.predict(images[1].reshape(shape))
+  expected = image_model.predict(images[1:2]).probabilities
+  np.testing.assert_array_equal(one.probabilities, expected)
+  assert image_model.vote(images[1], 2).labels.shape == (1,)
+
+
+@pytest.mark.parametrize(
+  ('inputs', 'message'),
+  [
+    (np.zeros((4, 5), np.uint8), r'input 0: .* of 16 pixels, got an array of shape \(4, 5\)'),
+    (np.zeros(5, np.uint8), r'input 0: .* of 16 pixels, got an array of shape \(5,\)'),
+    (np.zeros((2, 4, 5), np.uint8), r'input 0: .* got an array of shape \(4, 5\)'),
+    (np.zeros((4, 4)), 'input 0: expected an image of integers 0 to 255, got float64'),
+    (np.zeros((0, 4, 4), np.uint8), 'predict needs at least one input'),
+  ],
+)
+def test_what_is_no_image_is_an_error(inputs, message, image_model):
+  with pytest.raises((TypeError, ValueError), match=message):
+    image_model.predict(inputs)
 
 
 def test_of_two_sentences_the_longer_one_is_cut(caplog, tmp_path):
