@@ -9,7 +9,7 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -37,10 +37,12 @@ class Prediction:
   Attributes:
     labels: int32[n], the most probable classes.
     probabilities: float32[n, num_classes], rows sum to one.
+    names: of these classes, where they are known; else None.
   """
 
   labels: np.ndarray
   probabilities: np.ndarray
+  names: list[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +55,14 @@ class Vote:
     votes: int32[n, num_classes], draws that predict each class; rows sum to the number of draws.
     log_odds: float64[n, samples], of the majority's class against all others, for each draw: with
       two classes the model's output before the sigmoid, up to its sign.
+    names: see `Prediction`.
   """
 
   labels: np.ndarray
   probabilities: np.ndarray
   votes: np.ndarray
   log_odds: np.ndarray
+  names: list[str] | None = None
 
   @property
   def inconsistency(self) -> np.ndarray:
@@ -97,6 +101,10 @@ class Predictor:
     stochastic: whether the model draws anything in prediction.
     num_texts: of an input that becomes one sequence of word pieces: 1, or 2 for pairs of sentences;
       None does not check it.
+    class_names: of the classes 0 ... num_classes − 1; None where they have none.
+
+  Raises:
+    ValueError: for more or fewer names than classes.
   """
 
   def __init__(
@@ -108,9 +116,13 @@ class Predictor:
     *,
     stochastic: bool = True,
     num_texts: int | None = None,
+    class_names: Sequence[str] | None = None,
   ) -> None:
+    if class_names is not None and len(class_names) != model.num_classes:
+      raise ValueError(f'{model.num_classes} classes need as many names, got {class_names!r:.200}')
     self.model, self.params, self.tokenizer = model, params, tokenizer
     self.stochastic, self.num_texts = stochastic, num_texts
+    self.class_names = None if class_names is None else tuple(class_names)
     self.spectral_key = spectral_key
     self._predict = jax.jit(self._probabilities)
     self._draw = jax.jit(self._logits_of_draws)
@@ -154,7 +166,8 @@ class Predictor:
     probabilities = np.zeros((len(tokens), self.model.num_classes), np.float32)
     for rows, batch, lengths in self._batches(tokens):
       probabilities[rows] = self._predict(self.params, batch, lengths)[: len(rows)]
-    return Prediction(np.argmax(probabilities, axis=1).astype(np.int32), probabilities)
+    labels = np.argmax(probabilities, axis=1).astype(np.int32)
+    return Prediction(labels, probabilities, self._names(labels))
 
   def vote(
     self, inputs: str | bytes | Iterable[Any], samples: int = 100, *, encoded: bool = False
@@ -184,7 +197,12 @@ class Predictor:
     logits = np.zeros((len(draws), len(tokens), self.model.num_classes), np.float64)
     for rows, batch, lengths in self._batches(tokens, alone=True):
       logits[:, rows] = self._draw(self.params, batch, lengths, draws)[:, : len(rows)]
-    return count_votes(np.broadcast_to(logits, (samples, *logits.shape[1:])))
+    vote = count_votes(np.broadcast_to(logits, (samples, *logits.shape[1:])))
+    return dataclasses.replace(vote, names=self._names(vote.labels))
+
+  def _names(self, labels: np.ndarray) -> list[str] | None:
+    names = self.class_names
+    return None if names is None else [names[label] for label in labels]
 
   def warm_up(
     self, lengths: Iterable[int] | None = None, batch_sizes: Iterable[int] = (1, _BATCH_SIZE)
@@ -218,8 +236,8 @@ class Predictor:
     The file is a `jax.export` artifact of a function from token ids int32[b, l] (of pairs
     [b, 2, l]) and lengths int32[b] ([b, 2]) to probabilities float32[b, num_classes], for any b and
     l up to max_length padded with zeros behind each length; parameters and the frequencies of
-    draw 0 are inside. It computes in float32. Beside it, PATH.json tells the tokenizer and the
-    shapes. To run it:
+    draw 0 are inside. It computes in float32. Beside it, PATH.json tells the tokenizer, the shapes
+    and the names of the classes, null where they have none. To run it:
 
         exported = jax.export.deserialize(bytearray(open(path, 'rb').read()))
         probabilities = exported.call(ids, lengths)
@@ -250,6 +268,7 @@ class Predictor:
       'inputs': ['b', *shape[1:]],
       'lengths': ['b', *shape[1:-1]],
       'num_classes': self.model.num_classes,
+      'class_names': self.class_names,
       'platforms': platforms,
       'tokenizer': self.tokenizer.to_dict(),
     }
@@ -388,7 +407,8 @@ def _describe(path: str) -> tuple[Classifier | DualClassifier, Tokenizer, dict[s
     options = description['model']
     tokenizer = tokenizer_from_dict(description['tokenizer'], os.path.dirname(path))
     stochastic = get_row(options['model_type']).is_stochastic(options['attention'])
-    more = {'stochastic': stochastic, 'num_texts': description.get('num_texts')}
+    more = {'stochastic': stochastic}  # And what runs of older versions do not tell.
+    more |= {name: description.get(name) for name in ('num_texts', 'class_names')}
     model = make_model(**options)
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f'{path} describes no model that this version knows: {error}') from error

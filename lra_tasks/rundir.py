@@ -81,6 +81,8 @@ def describe(
     'task_name': task_name,
     'init_from': init_from,
     'num_texts': spec.num_texts,
+    # Of those that the model tells apart.
+    'class_names': list(builder.class_names) or None if 'num_classes' in model else None,
     'comparable': spec.is_benchmark(builder),
     'validation_is_test': builder.validation_is_test,
     'model': dict(model),

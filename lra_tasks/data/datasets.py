@@ -127,6 +127,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     DISK_SPACE: what the benchmark's data takes, in words.
     inputs: features of the inputs by name; the label's, 'target', an int32, follows them.
     num_classes: number of labels, where it is not the task's.
+    class_names: of the labels 0, 1, ..., in the order that the data set's authors or its readers
+      give them; empty where they have none.
     tokenizer: of the data set, where the task has none; known once it is prepared.
     reading: the split, in TFDS' notation, that is read in another's place; of those on disk.
     variant: names the data set where it is not the one that the task's figures were published for;
@@ -141,6 +143,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   RELEASE_NOTES: ClassVar[Mapping[str, str]] = {'1.0.0': 'First version.'}
   inputs: Mapping[str, tfds.features.FeatureConnector] = {}
   num_classes: int | None = None
+  class_names: tuple[str, ...] = ()
   tokenizer: Tokenizer | None = None
   reading: Mapping[str, str] = {}
   variant: str = ''

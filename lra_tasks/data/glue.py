@@ -64,6 +64,7 @@ class Task:
     texts: columns of the text or of both.
     label: column of the label.
     labels: what stands there, class 0 first.
+    names: of the classes, where numbers stand there.
     columns: all columns, where the files have no header.
     num_train: examples of the original, or the numbers that readers count.
     num_dev: the same of the development set.
@@ -83,6 +84,7 @@ class Task:
   texts: tuple[str, ...]
   label: str = 'label'
   labels: tuple[str, ...] = ('0', '1')
+  names: tuple[str, ...] = ()
   columns: tuple[str, ...] = ()
   num_train: tuple[int, ...]
   num_dev: int
@@ -95,6 +97,11 @@ class Task:
   ragged: bool = False
   description: str
   citation: str
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """Names of the classes, class 0 first."""
+    return self.names or self.labels
 
   @property
   def files(self) -> dict[str, str]:
@@ -377,6 +384,11 @@ class Glue(TokenizedBuilder, skip_registration=True):
     return len(self.task.labels)
 
   @property
+  def class_names(self) -> tuple[str, ...]:
+    """Names of the labels."""
+    return self.task.class_names
+
+  @property
   def reading(self) -> dict[str, str]:
     """What GLUE's usual protocol reads in place of the splits on disk."""
     if self.builder_config.data.validation == 'holdout':
@@ -559,6 +571,7 @@ GLUE_TASKS: dict[str, Task] = {
     Task(
       name='sst2',
       folder='SST-2',
+      names=('negative', 'positive'),
       texts=('sentence',),
       num_train=(67_349,),
       num_dev=872,
@@ -581,6 +594,7 @@ GLUE_TASKS: dict[str, Task] = {
       folder='MRPC',
       texts=('#1 String', '#2 String'),
       label='Quality',
+      names=('not_equivalent', 'equivalent'),
       num_train=(3668,),
       num_dev=408,
       metrics=('accuracy', 'f1'),
@@ -600,6 +614,7 @@ GLUE_TASKS: dict[str, Task] = {
       folder='QQP',
       texts=('question1', 'question2'),
       label='is_duplicate',
+      names=('not_duplicate', 'duplicate'),
       # Readers that take a carriage return for the end of a line lose three rows.
       num_train=(363_846, 363_849),
       num_dev=40_430,
@@ -660,6 +675,7 @@ GLUE_TASKS: dict[str, Task] = {
     Task(
       name='wnli',
       folder='WNLI',
+      names=_ENTAILMENT[::-1],
       texts=('sentence1', 'sentence2'),
       num_train=(635,),
       num_dev=71,
@@ -700,6 +716,7 @@ GLUE_TASKS: dict[str, Task] = {
     Task(
       name='cola',
       folder='CoLA',
+      names=('unacceptable', 'acceptable'),
       texts=('sentence',),
       columns=('source', 'label', 'mark', 'sentence'),
       num_train=(8551,),

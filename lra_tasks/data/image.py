@@ -158,6 +158,7 @@ class Image(datasets.Builder):
   DESCRIPTION = 'Grey pictures as intensities, row by row, of ten classes.'
   HOMEPAGE = 'https://www.cs.toronto.edu/~kriz/cifar.html'
   CITATION = _CITATION
+  class_names = image_files.CLASSES
   inputs = {'inputs': tfds.features.Tensor(shape=(LENGTH,), dtype=np.uint8, encoding='bytes')}
   DISK_SPACE = '66 MB, and the archive 170 MB'
 

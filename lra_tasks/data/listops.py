@@ -296,6 +296,7 @@ class ListOps(datasets.Builder):
   DESCRIPTION = 'Nested list operations in prefix notation, classified by their result.'
   HOMEPAGE = 'https://github.com/google-research/long-range-arena'
   CITATION = _CITATION
+  class_names = DIGITS
   # As bytes: half the time of TFDS' default, which makes each token a Python integer.
   inputs = {'inputs': tfds.features.Tensor(shape=(None,), dtype=np.uint8, encoding='bytes')}
   DISK_SPACE = '67 MB'

@@ -313,6 +313,7 @@ class Pathfinder(datasets.Builder):
   DESCRIPTION = 'Images of dashed paths, classified by whether one path joins two markers.'
   HOMEPAGE = 'https://github.com/google-research/long-range-arena'
   CITATION = _CITATION
+  class_names = ('negative', 'positive')
 
   @property
   def DISK_SPACE(self) -> str:

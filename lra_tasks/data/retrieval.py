@@ -384,6 +384,7 @@ class Retrieval(datasets.Builder):
   DESCRIPTION = 'Pairs of papers as bytes, classified by whether one cites the other.'
   HOMEPAGE = 'https://github.com/google-research/long-range-arena'
   CITATION = _CITATION
+  class_names = ('not_citing', 'citing')
   inputs = dict.fromkeys(
     ('inputs1', 'inputs2'),
     tfds.features.Tensor(shape=(None,), dtype=np.uint16, encoding='bytes'),

@@ -234,6 +234,7 @@ class SparseSum(datasets.Builder):
   DESCRIPTION = 'Signs, some of which count, classified by the sum of those.'
   HOMEPAGE = 'https://arxiv.org/abs/2110.08323'
   CITATION = _CITATION
+  class_names = tuple(str(total) for total in range(-LARGEST, LARGEST + 1))
   inputs = {'inputs': tfds.features.Tensor(shape=(None,), dtype=np.uint8, encoding='bytes')}
   DISK_SPACE = '47 MB'
 

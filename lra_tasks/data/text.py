@@ -134,6 +134,11 @@ class Text(datasets.Builder):
     return self.builder_config.corpus.num_classes
 
   @property
+  def class_names(self) -> tuple[str, ...]:
+    """Names of the labels."""
+    return self.builder_config.corpus.class_names
+
+  @property
   def variant(self) -> str:
     """LRA's name of the data set, unless it is the one that figures were published for."""
     name = self.builder_config.corpus.name

@@ -30,7 +30,7 @@ class Corpus(abc.ABC):
 
   Attributes:
     name: LRA's --task_name.
-    num_classes: labels are 0 ... num_classes − 1.
+    class_names: of the labels 0 ... num_classes − 1.
     num_train, num_test: examples of either split.
     folder: name of the folder in the archive.
     archive: file name of the archive.
@@ -45,7 +45,7 @@ class Corpus(abc.ABC):
   """
 
   name: str
-  num_classes: int
+  class_names: tuple[str, ...]
   num_train: int
   num_test: int
   folder: str
@@ -59,6 +59,11 @@ class Corpus(abc.ABC):
   disk_space: str
   members: ClassVar[tuple[str, ...]]
   multiple: ClassVar[int] = 1
+
+  @property
+  def num_classes(self) -> int:
+    """Number of labels."""
+    return len(self.class_names)
 
   def find(self, directory: str) -> str | None:
     """Return where the data lies: the folder or an archive of it in `directory`, or itself.
@@ -429,7 +434,7 @@ CORPORA: dict[str, Corpus] = {
   for corpus in [
     FilmReviews(
       name='imdb_reviews',
-      num_classes=2,
+      class_names=('negative', 'positive'),
       num_train=25_000,
       num_test=25_000,
       folder='aclImdb',
@@ -451,7 +456,7 @@ CORPORA: dict[str, Corpus] = {
     ),
     CsvCorpus(
       name='yelp_reviews',
-      num_classes=2,
+      class_names=('negative', 'positive'),
       num_train=560_000,
       num_test=38_000,
       folder='yelp_review_polarity_csv',
@@ -466,7 +471,7 @@ CORPORA: dict[str, Corpus] = {
     ),
     CsvCorpus(
       name='agnews',
-      num_classes=4,
+      class_names=('World', 'Sports', 'Business', 'Sci/Tech'),
       num_train=120_000,
       num_test=7600,
       folder='ag_news_csv',

@@ -103,6 +103,21 @@ def test_what_is_no_image_is_an_error(inputs, message, image_model):
     image_model.predict(inputs)
 
 
+def test_predictions_have_the_names_of_their_classes(texts, tmp_path):
+  assert texts.class_names is texts.predict('a').names is texts.vote('a', 2).names is None
+  names = ('x', 'y')
+  named = Predictor(
+    texts.model, texts.params, texts.tokenizer, texts.spectral_key, class_names=list(names)
+  )
+  assert named.class_names == names
+  for found in (named.predict(INPUTS), named.vote(INPUTS, 2)):
+    assert found.names == [names[label] for label in found.labels]
+  named.export(tmp_path / 'model', platforms=['cpu'])
+  assert json.loads((tmp_path / 'model.json').read_text())['class_names'] == list(names)
+  with pytest.raises(ValueError, match=r"2 classes need as many names, got \('x',\)"):
+    Predictor(texts.model, texts.params, texts.tokenizer, texts.spectral_key, class_names=names[:1])
+
+
 def test_of_two_sentences_the_longer_one_is_cut(caplog, tmp_path):
   words = [f'{a}{b}' for a in 'abcdefgh' for b in 'klmnop']
   tokenizer = train_wordpiece([' '.join(words)] * 3, 300)

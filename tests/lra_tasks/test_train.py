@@ -230,6 +230,20 @@ def test_predictor_names_what_it_cannot_read(reference, caplog):
   assert one.labels.shape == (1,)
 
 
+def test_a_run_keeps_the_names_of_its_classes(reference, tmp_path):
+  predictor = Predictor.restore(str(reference))
+  assert predictor.class_names == tuple('0123456789')
+  prediction = predictor.predict(['[MAX 1 2 ]', '[MIN 1 2 ]'])
+  assert prediction.names == [str(label) for label in prediction.labels]
+  # Runs of before had none.
+  shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+  description = read(tmp_path, 'config.json')
+  del description['class_names']
+  (tmp_path / 'config.json').write_text(json.dumps(description))
+  older = Predictor.restore(str(tmp_path))
+  assert older.class_names is older.predict('[MAX 1 2 ]').names is None
+
+
 def test_predictions_do_not_depend_on_their_company(reference):
   """Lengths fall into two buckets, and the batch is larger than one program takes."""
   predictor = Predictor.restore(str(reference))
