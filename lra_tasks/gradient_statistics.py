@@ -1,7 +1,7 @@
 """How much redrawn frequencies shake the gradient, and learning curves: the paper's 4.2 from runs.
 
   python -m lra_tasks.gradient_statistics RUN... --out=DIR [--accuracies=20,40,60,80]
-                                          [--examples=50] [--draws=50]
+                                          [--examples=50] [--draws=50] [--source=DATA]
 
 The runs of the paper, six of 200,000 steps:
 
@@ -160,7 +160,7 @@ def first_to_reach(accuracies: Mapping[int, float], percent: float) -> int | Non
 
 
 def read_run(
-  run: str, *, percents: Sequence[int], examples: int, draws: int, data_dir: str
+  run: str, *, percents: Sequence[int], examples: int, draws: int, **data: str | None
 ) -> Curve:
   """Return the learning curve of a run, and its gradients where it first reached accuracies.
 
@@ -169,10 +169,10 @@ def read_run(
     percents: the accuracies, on validation.
     examples: the first of the validation split are taken.
     draws: of the frequencies, at least 2.
-    data_dir: where prepared data sets are kept.
+    **data: data_dir, source and task_name as in `rundir.open_data`.
 
   Raises:
-    ValueError: if there is no such run, if it is one of pairs or of other data than `data_dir` has,
+    ValueError: if there is no such run, if it is one of pairs or of other data than `data` names,
       or if one of its checkpoints is missing or damaged.
     OSError: if the data cannot be prepared.
   """
@@ -194,7 +194,7 @@ def read_run(
   gradients = {}
   if reached:
     model = make_classifier(**{**description['model'], 'dtype': 'float32'})
-    batch = _first_examples(run, description, examples, data_dir)
+    batch = _first_examples(run, description, examples, data)
     keys = jax.random.split(jax.random.key(0), draws)
     take = jax.jit(functools.partial(hidden_gradients, model))
     found = {}  # One step may reach several accuracies.
@@ -224,13 +224,16 @@ def _parameters(run: str, step: int) -> Any:
 
 
 def _first_examples(
-  run: str, description: Mapping[str, Any], examples: int, data_dir: str
+  run: str, description: Mapping[str, Any], examples: int, data: Mapping[str, Any]
 ) -> pipeline.Batch:
   fields = description['config']
   builder = rundir.open_data(
     description,
-    data_dir=data_dir,
-    otherwise=lambda stored, found: f'{run} was trained on {stored}, --data_dir has {found}',
+    **data,
+    otherwise=lambda stored, found: (
+      f'{run} was trained on {stored}, here is {found}: name its data by --source, --task_name and '
+      '--data_dir'
+    ),
   )
   spec, tokenizer = (
     tasks.get_task(fields['task']),
@@ -313,11 +316,11 @@ def learning_curves(curves: Sequence[Curve]) -> Any:
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Define the command's flags; not at import, so that commands can share names."""
-  define = lambda name, default, text: flags.DEFINE_string(
-    name, default, text, flag_values=flag_values
-  )
-  define('out', None, 'Directory of the table and the figure; created if need be.')
-  define('data_dir', tasks.DATA_DIR, 'Where prepared data sets are kept.')
+  flags.DEFINE_string(
+    'out', None, 'Directory of the table and the figure; created if need be.',
+    flag_values=flag_values,
+  )  # fmt: skip
+  tasks.define_data_flags(flag_values, of_run=True)
   number = lambda name, default, text, least: flags.DEFINE_integer(
     name, default, text, lower_bound=least, flag_values=flag_values
   )
@@ -339,7 +342,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> No
       percents=flag_values.accuracies,
       examples=flag_values.examples,
       draws=flag_values.draws,
-      data_dir=flag_values.data_dir,
+      **{name: flag_values[name].value for name in ('data_dir', 'source', 'task_name')},
     )
     for run in argv[1:]
   ]

@@ -46,9 +46,10 @@ _WITHOUT_FREQUENCIES = ('attention',)
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Define the command's flags; not at import, so that commands can share names."""
-  text = functools.partial(flags.DEFINE_string, flag_values=flag_values)
   number = functools.partial(flags.DEFINE_integer, flag_values=flag_values)
-  text('out', None, 'Directory for figures and tables; created if need be.')
+  flags.DEFINE_string(
+    'out', None, 'Directory for figures and tables; created if need be.', flag_values=flag_values
+  )
   flags.DEFINE_multi_string(
     'input', None, 'Text to look at; of a pair, given twice.', flag_values=flag_values
   )
@@ -63,9 +64,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   )
   number('step', None, 'Which checkpoint; by default the best one.')
   number('num_draws', 200, 'Draws of all frequencies that errors are measured over.', 2)
-  text('data_dir', tasks.DATA_DIR, 'Where prepared data sets are kept (or the raw ones lie).')
-  text('source', None, 'Directory or archive of the raw data, if not in data_dir.')
-  text('task_name', None, "LRA's name of the data set within the task.")
+  tasks.define_data_flags(flag_values, of_run=True)
 
 
 class Subject(NamedTuple):

@@ -246,12 +246,18 @@ TASKS: dict[str, TaskSpec] = {
 DATA_DIR = '~/.cache/kl_flax/data'
 
 
-def define_data_flags(flag_values: flags.FlagValues) -> None:
-  """Define the flags that say which data a command is about."""
+def define_data_flags(flag_values: flags.FlagValues, *, of_run: bool = False) -> None:
+  """Define the flags that say which data a command is about.
+
+  Args:
+    flag_values: where to define them.
+    of_run: whether it is that of a run, whose config.json names the task.
+  """
   define = lambda name, default, text: flags.DEFINE_string(
     name, default, text, flag_values=flag_values
   )
-  define('task', None, f'The task, where no config names it: {", ".join(TASKS)}.')
+  if not of_run:
+    define('task', None, f'The task, where no config names it: {", ".join(TASKS)}.')
   define('data_dir', DATA_DIR, 'Where prepared data sets are kept (or the raw ones lie).')
   define('source', None, 'Directory or archive of the raw data, if not in data_dir.')
   define('task_name', None, "LRA's name of the data set within the task.")

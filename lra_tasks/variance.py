@@ -138,6 +138,7 @@ def measure_run(
   limit: int | None = None,
   data_dir: str,
   source: str | None = None,
+  task_name: str | None = None,
 ) -> Variance:
   """Return what was found of a trained run on the data that it was trained with.
 
@@ -148,6 +149,7 @@ def measure_run(
     limit: of examples, the first ones; None for all.
     data_dir: where prepared data sets are kept.
     source: raw data to prepare from.
+    task_name: LRA's name of the data set within the task; None for that of the run.
 
   Raises:
     FileNotFoundError: if there is no run or no checkpoint.
@@ -160,8 +162,10 @@ def measure_run(
     description,
     data_dir=data_dir,
     source=source,
+    task_name=task_name,
     otherwise=lambda stored, found: (
-      f'{model_dir} was trained on {stored}, not on {found}: give the same --source'
+      f'{model_dir} was trained on {stored}, not on {found}: name its data by --source, '
+      '--task_name and --data_dir'
     ),
   )
   spec = get_task(fields['task'])
@@ -433,10 +437,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   )  # fmt: skip
   define(flags.DEFINE_integer, 'limit', None, 'Examples, the first of the split; by default all.')
   define(flags.DEFINE_string, 'out', None, 'Directory for variance.json and figures.')
-  define(
-    flags.DEFINE_string, 'data_dir', tasks.DATA_DIR, 'Where prepared data sets are kept.'
-  )  # fmt: skip
-  define(flags.DEFINE_string, 'source', None, 'Raw data, if a run was given one.')
+  tasks.define_data_flags(flag_values, of_run=True)
 
 
 @one_line_errors
@@ -453,11 +454,9 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> No
       raise ValueError(f'--{name} must be at least {least}, got {value}')
   wanted = {name: flag_values[name].value for name in ('split', 'samples', 'limit')}
   choice = choose(argv[1:], **wanted)
-  options = wanted | {'samples': flag_values.samples or _SAMPLES, 'source': flag_values.source}
-  found = [
-    known or measure_run(str(folder), data_dir=flag_values.data_dir, **options)
-    for folder, known in choice.runs.items()
-  ]
+  options = wanted | {'samples': flag_values.samples or _SAMPLES}
+  options |= {name: flag_values[name].value for name in ('data_dir', 'source', 'task_name')}
+  found = [known or measure_run(str(folder), **options) for folder, known in choice.runs.items()]
   print('\n'.join([render(found), *([''] if choice.notes else []), *choice.notes]))
   if flag_values.out:
     for path in write(found, flag_values.out):

@@ -177,9 +177,9 @@ def test_other_data_is_refused(shared, run, tmp_path, capsys):
   (tmp_path / 'run/config.json').write_text(json.dumps(description))
   arguments = [f'--data_dir={shared}/data', f'--out={tmp_path}/out', '--accuracies=1']
   assert command(tmp_path / 'run', *arguments) == 1
-  assert 'was trained on sparse_sum/other, --data_dir has sparse_sum/r0.5' in (
-    capsys.readouterr().err
-  )
+  error = capsys.readouterr().err
+  assert 'was trained on sparse_sum/other, here is sparse_sum/r0.5' in error
+  assert 'name its data by --source, --task_name and --data_dir' in error
   assert command(run, *arguments, '--examples=65') == 1
   assert '--examples=65, but there are only 64' in capsys.readouterr().err
 

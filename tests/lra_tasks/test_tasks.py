@@ -1,5 +1,7 @@
 import pytest
+from absl import flags
 
+from lra_tasks import gradient_statistics, inspect_run, variance
 from lra_tasks.data.retrieval import Retrieval
 from lra_tasks.tasks import TASKS
 
@@ -51,3 +53,11 @@ def test_other_texts_have_names_of_their_own(task_name, names, tmp_path):
   builder = make_builder('text', tmp_path, task_name=task_name)
   assert builder.class_names == names
   assert builder.num_classes == len(names)
+
+
+@pytest.mark.parametrize('command', [gradient_statistics, inspect_run, variance])
+def test_commands_about_runs_take_all_flags_of_data_but_the_task(command):
+  values = flags.FlagValues()
+  command.define_flags(values)
+  assert {'data_dir', 'source', 'task_name'} <= set(values)
+  assert 'task' not in values

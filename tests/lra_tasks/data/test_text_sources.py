@@ -7,11 +7,13 @@ import tarfile
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from absl import flags
 from hypothesis import given
 from hypothesis import strategies as st
 from run_helpers import read, run_here
 from tensorflow_datasets.datasets.ag_news_subset import ag_news_subset_dataset_builder
 
+from lra_tasks import gradient_statistics
 from lra_tasks.data import datasets, text, text_sources
 from lra_tasks.data.text import TOKENIZER, TextData, make_builder
 
@@ -226,17 +228,40 @@ def test_where_no_download_is_possible_the_place_is_named(corpus, tmp_path, monk
     datasets.prepare(builder)
 
 
-def test_a_run_has_the_classes_of_its_data(shared, tmp_path):
-  root = write(tmp_path, NEWS)
+@pytest.fixture(scope='module')
+def news_run(shared):
+  """A run on made-up news, and where they lie."""
+  root, model_dir = write(shared / 'news', NEWS), shared / 'news_run'
   fields = {
     'data': dataclasses.asdict(SMALL), 'batch_size': 2, 'num_train_steps': 1, 'max_length': 16,
     'emb_dim': 4, 'qkv_dim': 4, 'mlp_dim': 4,
   }  # fmt: skip
   assert run_here(
-    shared, tmp_path / 'run', task='text', argument='linear_transformer,tiny', source=str(root),
+    shared, model_dir, task='text', argument='linear_transformer,tiny', source=str(root),
     task_name='agnews', **fields,
   ) == 0  # fmt: skip
-  results = read(tmp_path / 'run', 'results.json')
+  return model_dir, root
+
+
+def test_a_run_has_the_classes_of_its_data(news_run):
+  model_dir, _ = news_run
+  results = read(model_dir, 'results.json')
   assert results['task'] == 'text/agnews'  # No published figure is for it.
   assert (results['comparable'], results['examples']) == (False, 10)
-  assert read(tmp_path / 'run', 'config.json')['model']['num_classes'] == 4
+  description = read(model_dir, 'config.json')
+  assert description['model']['num_classes'] == 4
+  assert description['class_names'] == ['World', 'Sports', 'Business', 'Sci/Tech']
+
+
+def test_the_data_of_a_run_can_be_named_to_other_commands(news_run, tmp_path, capsys):
+  pytest.importorskip('matplotlib')
+  (model_dir, root), values = news_run, flags.FlagValues()
+  gradient_statistics.define_flags(values)
+  options = [f'--data_dir={tmp_path}/data', f'--out={tmp_path}', '--accuracies=0', '--examples=1']
+  run = lambda *more: gradient_statistics.main(
+    values(['gradient_statistics', str(model_dir), *options, *more]), values
+  )
+  assert run() == 1
+  assert 'name its data by --source, --task_name and --data_dir' in capsys.readouterr().err
+  assert run(f'--source={root}') == 0
+  assert '| 0 % | 1 |' in capsys.readouterr().out
