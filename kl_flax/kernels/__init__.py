@@ -23,6 +23,8 @@ Implementation = Literal['auto', 'xla', 'fused']
 _SHARED_MEMORY = 227 * 1024
 # Their loops over frequencies are unrolled.
 _MOST_FREQUENCIES = 512
+# Frequencies are padded to multiples of it: `tiles.TILE`, which needs Pallas to import.
+_TILE = 64
 # Sizes that matrix products on Hopper take; others are padded to the next.
 _HEAD_DIMS = (16, 32, 64, 128)
 
@@ -119,10 +121,11 @@ def _obstacle(query, key, value, omega, features, smoothing, causal) -> str | No
     return f'the fused kernels need values as wide as keys, got {value.shape[3]} and {dim}'
   if dim > _HEAD_DIMS[-1]:
     return f'the fused kernels have head sizes up to {_HEAD_DIMS[-1]}, got {dim}'
-  if m > _MOST_FREQUENCIES:
-    return f'the fused kernels take at most {_MOST_FREQUENCIES} frequencies, got {m}'
-  if shared_memory(dim, m, features) > _SHARED_MEMORY:
-    return f'{m} frequencies of size {dim} do not fit into shared memory'
+  if m > (most := most_frequencies(dim, features)):
+    return (
+      f'the fused kernels take at most {most} frequencies at head size {dim} with '
+      f'features={features!r}, got {m}'
+    )
   return None
 
 
@@ -135,13 +138,23 @@ def padded_head_dim(head_dim: int) -> int:
   return next(size for size in _HEAD_DIMS if size >= head_dim)
 
 
+def most_frequencies(head_dim: int, features: FeatureMap) -> int:
+  """Return the most frequencies that the fused kernels take: what fits into shared memory.
+
+  >>> [most_frequencies(64, features) for features in ('positive', 'fourier')]
+  [512, 384]
+  """
+  fits = lambda m: shared_memory(head_dim, m, features) <= _SHARED_MEMORY
+  return max(filter(fits, range(_TILE, _MOST_FREQUENCIES + 1, _TILE)))
+
+
 def shared_memory(head_dim: int, num_frequencies: int, features: FeatureMap) -> int:
   """Return the bytes of shared memory that the largest of the kernels needs.
 
   It holds omega and one or two matrices of the same size, and two tiles each of keys, values and
   their gradients.
   """
-  m, head_dim = -(-num_frequencies // 64) * 64, padded_head_dim(head_dim)
+  m, head_dim = -(-num_frequencies // _TILE) * _TILE, padded_head_dim(head_dim)
   matrices = 3 if features == 'fourier' else 2
   return 2 * head_dim * (matrices * m + 2 * 4 * 64) + 4 * matrices * m + 5120
 

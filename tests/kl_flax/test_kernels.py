@@ -5,6 +5,7 @@ Whether they run on a GPU, and how fast, these tests cannot tell.
 
 import functools
 import logging
+import pathlib
 import re
 
 import jax
@@ -370,8 +371,9 @@ OBSTACLES = [
   ({}, {'features': 'softmax', 'smoothing': 1.0}, 'alone, got smoothing=1.0'),
   ({'b': 0}, {}, 'there is nothing to compute'),
   ({'d': 129}, {}, 'head sizes up to 128, got 129'),
-  ({'m': 513}, {}, 'at most 512 frequencies, got 513'),
-  ({'d': 128, 'm': 256}, {'features': 'fourier'}, '256 frequencies of size 128 do not fit'),
+  ({'m': 513}, {}, "at most 512 frequencies at head size 64 with features='positive', got 513"),
+  ({'d': 100, 'm': 129}, {}, 'at most 128 frequencies at head size 100 with .*, got 129'),
+  ({'d': 128, 'm': 65}, {'features': 'fourier'}, "at most 64 frequencies at .*'fourier', got 65"),
 ]
 
 
@@ -388,6 +390,20 @@ def test_every_obstacle_has_its_reason(sizes, options, reason, capability):
     kernel_info(*qkv, omega, **options, implementation='fused')
   assert "implementation='fused' cannot run here" in str(error.value)
   assert "'auto' and 'xla' can" in str(error.value)
+
+
+@pytest.mark.parametrize('features', ['positive', 'softmax', 'fourier'])
+@pytest.mark.parametrize(
+  ('d', 'most', 'most_fourier'), [(16, 512, 512), (32, 512, 512), (64, 512, 384), (128, 128, 64)]
+)
+def test_the_most_frequencies_are_those_of_the_table(features, d, most, most_fourier, capability):
+  """In docs/speed.md."""
+  capability(9.0)
+  m = most_fourier if features == 'fourier' else most
+  assert kernel_info(*shapes(d, m, 64), features=features).implementation == 'fused'
+  assert f'at most {m} freq' in kernel_info(*shapes(d, m + 1, 64), features=features).reason
+  columns = f'| {d} | {most} | {most_fourier} |'
+  assert columns in (pathlib.Path(__file__).parents[2] / 'docs/speed.md').read_text()
 
 
 def test_values_must_be_as_wide_as_keys(capability):
