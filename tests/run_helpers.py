@@ -12,9 +12,11 @@ import sys
 import tarfile
 import time
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from kl_flax.checkpoints import ranking
 from lra_tasks import configuration
 from lra_tasks.train import train
 
@@ -73,6 +75,20 @@ def wait_for(process, condition):
 
 def read(model_dir, name):
   return json.loads((model_dir / name).read_text())
+
+
+def save_altered(directory, step, alter=lambda state: None):
+  """Save a checkpoint again, soundly, its arrays altered in place and its checksum as it was."""
+  options = ocp.CheckpointManagerOptions(best_fn=ranking, create=False)
+  items = ocp.args.Composite(state=ocp.args.StandardRestore(), extra=ocp.args.JsonRestore())
+  with ocp.CheckpointManager(directory, options=options) as manager:
+    found, metrics = manager.restore(step, args=items), manager.metrics(step)
+    state = jax.tree.map(np.array, found['state'])
+    alter(state)
+    manager.delete(step)
+    items = {'state': ocp.args.StandardSave(state), 'extra': ocp.args.JsonSave(found['extra'])}
+    # By force, since there may be later ones.
+    assert manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
 
 def final_state(model_dir):

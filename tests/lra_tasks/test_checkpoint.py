@@ -3,6 +3,7 @@ import pathlib
 import grain
 import numpy as np
 import pytest
+from run_helpers import save_altered
 
 from kl_flax.checkpoints import checksum
 from lra_tasks.checkpoint import Checkpoints
@@ -104,11 +105,24 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, how)
   assert steps_in(tmp_path) == [1, 2]
 
 
-def test_silently_altered_values_are_found(tmp_path, monkeypatch):
+def alter_weight(state):
+  state['params']['w'][2, 3] += 2**-20
+
+
+def alter_step(state):
+  state['step'] += 1
+
+
+@pytest.mark.parametrize('alter', [alter_weight, alter_step])
+def test_silently_altered_values_are_found(tmp_path, caplog, alter):
   save(tmp_path, [(1, 0.2)])
-  monkeypatch.setattr('kl_flax.checkpoints.checksum', lambda state: 0)
+  save_altered(tmp_path, 1)  # Nothing but values counts.
+  step, state = Checkpoints(tmp_path).restore_newest(make_state(0), make_data())
+  assert (step, state['step']) == (1, 1)
+  save_altered(tmp_path, 1, alter)
   with pytest.raises(ValueError, match='no checkpoint in .* can be read'):
     Checkpoints(tmp_path).restore_newest(make_state(0), make_data())
+  assert 'its contents do not match their checksum' in caplog.text
 
 
 def test_errors_that_are_no_damage_remove_nothing(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from run_helpers import (
@@ -16,6 +17,7 @@ from run_helpers import (
   finish,
   read,
   run_here,
+  save_altered,
   start,
 )
 
@@ -254,10 +256,19 @@ def test_predictions_do_not_depend_on_their_company(reference):
   np.testing.assert_array_equal(together.labels, together.probabilities.argmax(axis=1))
 
 
-def test_predictor_finds_altered_parameters(reference, monkeypatch):
-  monkeypatch.setattr('kl_flax.checkpoints.checksum', lambda state: 0)
+def test_predictor_finds_altered_parameters(reference, tmp_path):
+  shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+  step = read(reference, 'results.json')['best_step']
+
+  def alter(state):
+    state['params']['logits']['bias'][3] += 2**-10
+
+  save_altered(tmp_path / 'checkpoints', step)
+  before, same = (Predictor.restore(str(path)).params for path in (reference, tmp_path))
+  jax.tree.map(np.testing.assert_array_equal, before, same)
+  save_altered(tmp_path / 'checkpoints', step, alter)
   with pytest.raises(ValueError, match='cannot be read: its contents do not match'):
-    Predictor.restore(str(reference))
+    Predictor.restore(str(tmp_path))
 
 
 def test_predictor_needs_a_run_with_a_checkpoint(reference, tmp_path):

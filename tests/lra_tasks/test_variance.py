@@ -1,6 +1,10 @@
+import collections
 import json
+import math
 import shutil
+import statistics
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -9,6 +13,7 @@ from run_helpers import read, run_here
 
 from kl_flax.predictor import Predictor, Vote
 from lra_tasks import variance
+from lra_tasks.data import listops
 from lra_tasks.variance import Variance, draw_correlations, draw_metrics, measure, r_squared
 
 
@@ -113,13 +118,52 @@ def test_a_trained_run_is_measured(capsys, shared, reference, tmp_path):
   code, out, err = run(capsys, reference, *options)
   assert code == 0, err
   assert '3 draws of each of 40 examples (test split)' in out
-  (found,) = json.loads((tmp_path / 'variance.json').read_text())['runs']
+  (found,) = read(tmp_path, 'variance.json')['runs']
+  assert (found['examples'], found['samples']) == (40, 3)
+  names = ['accuracy', 'voting_accuracy', 'inconsistency', 'median_deviation', 'mean_deviation']
   predictor = Predictor.restore(str(reference))
-  assert predictor.stochastic
-  assert found['examples'] == 40
-  assert 0 < found['accuracy'] < 0.5
-  assert 0 <= found['inconsistency'] < 1
-  assert found['median_deviation'] > 0
+  data = listops.ListOpsData(**read(reference, 'config.json')['config']['data'])
+  builder = listops.make_builder(data, data_dir=f'{shared}/data')
+  records = [builder.as_data_source('test')[i] for i in range(40)]
+  draws = draws_of(predictor, 3)
+  rows = [by_hand(draws(record['inputs']), record['target']) for record in records]
+  right, voted, inconsistent, deviations = zip(*rows, strict=True)
+  expected = [statistics.fmean(values) for values in (right, voted, inconsistent, deviations)]
+  expected.append(statistics.median(deviations))
+  names = ['accuracy', 'voting_accuracy', 'inconsistency', 'mean_deviation', 'median_deviation']
+  assert [found[name] for name in names] == pytest.approx(expected, rel=1e-3)
+
+
+def draws_of(predictor, num_draws):
+  """Return a function from ids to probabilities of each draw, from the model as it is."""
+  apply, length = jax.jit(predictor.model.apply), predictor.model.encoder.max_length
+
+  def draws(ids):
+    padded = np.pad(ids.astype(np.int32), (0, length - len(ids)))[None]
+    mask, found = np.arange(length)[None] < len(ids), []
+    for draw in range(num_draws):
+      key = jax.random.fold_in(predictor.spectral_key, draw)
+      (logits,) = apply({'params': predictor.params}, padded, mask, rngs={'spectral': key})
+      odds = [math.exp(logit) for logit in logits.tolist()]
+      found.append([value / sum(odds) for value in odds])
+    return found
+
+  return draws
+
+
+def by_hand(probabilities, target):
+  """Return share of right draws, right vote, PI and RSD of an example, as the paper has them."""
+  predicted = [row.index(max(row)) for row in probabilities]
+  counts = collections.Counter(predicted)
+  # Of equals, the class that is more probable on average.
+  winner = max(counts, key=lambda c: (counts[c], sum(row[c] for row in probabilities)))
+  log_odds = [math.log(row[winner] / (1 - row[winner])) for row in probabilities]
+  return (
+    predicted.count(target) / len(predicted),
+    winner == target,
+    1 - counts[winner] / len(predicted),
+    statistics.pstdev(log_odds) / abs(statistics.fmean(log_odds)),
+  )
 
 
 @pytest.mark.parametrize(
