@@ -226,6 +226,7 @@ def test_where_no_download_is_possible_the_place_is_named(corpus, tmp_path, monk
     datasets.prepare(builder)
 
 
+@pytest.mark.slow
 def test_a_run_has_the_classes_of_its_data(shared, tmp_path):
   root = write(tmp_path, NEWS)
   fields = {
