@@ -1,6 +1,7 @@
 """Set-up of all tests: two simulated devices, shapes checked at run time."""
 
 import atexit
+import gc
 import importlib.metadata
 import logging
 import os
@@ -17,6 +18,9 @@ _FLAGS = [
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
   _FLAGS += ['--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1']
 os.environ.setdefault('XLA_FLAGS', ' '.join(_FLAGS))
+
+# Where the operations of a program come from is for those who read it: a tenth of making it.
+os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 
 # Runs of the same model, also those in other processes, compile once.
 _COMPILED = tempfile.mkdtemp(prefix='kl_flax_compiled_')
@@ -87,6 +91,13 @@ def pytest_xdist_make_scheduler(config, log):
       return _TOGETHER.get(path, path)
 
   return Scheduling(config, log)
+
+
+def pytest_collection_finish():
+  """What is there stays: do not look through it for garbage again and again."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items):

@@ -4,6 +4,7 @@ import pathlib
 import re
 
 import pytest
+from breadth import slow_but
 
 from kl_flax.models import MODELS
 
@@ -14,7 +15,7 @@ PAGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize('page', slow_but([ROOT / 'README.md'], PAGES), ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page, reference, tmp_path, monkeypatch):
   """A run of the same task lies where README's quick start has put its own."""
   (tmp_path / 'runs/quickstart').mkdir(parents=True)

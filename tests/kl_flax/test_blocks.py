@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from breadth import slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twins import assert_equal_twins
@@ -93,6 +94,7 @@ CASES = {
 }
 # One of each for what is no matter of patterns.
 MODULES = {name: CASES[name][0] for name in ('local', 'longformer', 'bigbird', 'fixed', 'strided')}
+SOME = slow_but(('local', 'longformer', 'bigbird', 'fixed'), MODULES)
 
 
 def naive_attention(query, key, value, allowed, xp=np):
@@ -139,8 +141,8 @@ def allowed_pairs(name, length, mask=True):
   return pattern if mask is True else pattern & mask[:, None, None]
 
 
-@pytest.mark.parametrize('name', CASES)
-@pytest.mark.parametrize(('length', 'masked'), [(20, False), (23, True)])
+@pytest.mark.parametrize('name', slow_but(MODULES, CASES))
+@pytest.mark.parametrize(('length', 'masked'), slow_but([(23, True)], [(20, False), (23, True)]))
 def test_outputs_and_gradients_equal_the_explicit_pattern(name, length, masked):
   """A multiple of some blocks, and of none."""
   module, _ = CASES[name]
@@ -165,7 +167,7 @@ def test_blocks_equal_the_explicit_pattern_at_any_length(name, length, masked, s
   np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', MODULES)
+@pytest.mark.parametrize('name', SOME)
 def test_padding_and_what_stands_there_change_nothing(name):
   module = MODULES[name]
   # Of Big Bird the random blocks depend on the number of blocks: 7, and with more padding 7 again.
@@ -191,7 +193,7 @@ def test_bigbird_without_random_blocks_does_not_depend_on_the_padding():
   np.testing.assert_allclose(out[:, :19], attend(module, *inputs, mask), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', MODULES)
+@pytest.mark.parametrize('name', SOME)
 def test_rows_without_valid_keys_give_zeros_and_finite_gradients(name):
   module, length = MODULES[name], 26
   inputs, mask = make_inputs(length)
@@ -223,11 +225,11 @@ def shapes_within(jaxpr):
   ('model_type', 'options'),
   [
     ('local', {}),
-    ('longformer', {}),
+    pytest.param('longformer', {}, marks=pytest.mark.slow),
     ('longformer', {'sliding_window_size': 128}),
     ('bigbird', {}),
     ('sparse_transformer', {}),
-    ('sparse_transformer', {'pattern': 'strided'}),
+    pytest.param('sparse_transformer', {'pattern': 'strided'}, marks=pytest.mark.slow),
   ],
 )
 def test_nothing_of_length_by_length_is_made(model_type, options):
@@ -247,7 +249,7 @@ def test_nothing_of_length_by_length_is_made(model_type, options):
   assert any(shape[-2:] == (length, length) for shape in found)  # It would be noticed.
 
 
-@pytest.mark.parametrize('name', MODULES)
+@pytest.mark.parametrize('name', SOME)
 def test_bfloat16_stays_bfloat16(name):
   inputs, mask = make_inputs(17)
   out = attend(MODULES[name], *(x.astype(jnp.bfloat16) for x in inputs), mask)
@@ -256,7 +258,7 @@ def test_bfloat16_stays_bfloat16(name):
   np.testing.assert_allclose(np.asarray(out, np.float32), expected, atol=0.05)
 
 
-@pytest.mark.parametrize('name', ['local', 'longformer', 'strided'])
+@pytest.mark.parametrize('name', slow_but(['longformer'], ['local', 'longformer', 'strided']))
 def test_dropped_weights_average_to_the_deterministic_output(name):
   inputs, mask = make_inputs(9, batch=1)
   module = MODULES[name].copy(dropout_rate=0.5)

@@ -19,10 +19,10 @@ from kl_flax.sums import FEATURE_MAPS, WITHOUT_FREQUENCIES
 # once. Ratios of Fourier sums near zero have no digits to compare, hence 1.1.
 CASES = [
   ('positive', 0.0, 2, 19),
-  ('softmax', 0.36, 1, 18),
+  pytest.param('softmax', 0.36, 1, 18, marks=pytest.mark.slow),
   ('fourier', 1.1, 2, 19),
   ('elu', 0.0, 2, 19),
-  ('relu', 0.0, 2, 19),
+  pytest.param('relu', 0.0, 2, 19, marks=pytest.mark.slow),
 ]
 SMALL = {'h': 2, 'd': 4, 'e': 3, 'm': 6}
 

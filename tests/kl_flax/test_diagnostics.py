@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from breadth import slow_but
 
 from kl_flax.diagnostics import (
   approximation_report,
@@ -86,7 +87,11 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize('name', SAMPLERS)
+# All options are in these.
+_FAST = ('tied', 'learned weights', 'antithetic', 'everything')
+
+
+@pytest.mark.parametrize('name', slow_but(_FAST, SAMPLERS))
 def test_estimates_are_unbiased_and_err_as_the_closed_form_says(name):
   sampler, d = SAMPLERS[name], 3
   params = params_of(sampler, d)
@@ -180,6 +185,7 @@ def test_fastfood_errs_within_its_bounds():
       assert measured < 2 * found.mse[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('features', ['fourier', 'positive'])
 def test_error_falls_with_the_root_of_the_frequencies(features):
   """Measured, for a sampler whose error has no closed form."""

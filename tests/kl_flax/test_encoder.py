@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from breadth import slow_but
 
 from kl_flax.attention import KernelAttention
 from kl_flax.baselines.softmax import SoftmaxAttention
@@ -57,6 +58,11 @@ REPRESENTATIVES = (
   'performer', 'bigbird', 'linformer', 'local', 'longformer', 'reformer', 'sinkhorn',
   'sparse_transformer', 'synthesizer',
 )  # fmt: skip
+# For the default run, some of each kind: masks, precision and padding are tested with each
+# mechanism, too.
+SOME = slow_but(
+  ('transformer', 'gmm_prf', 'longformer', 'reformer', 'synthesizer'), REPRESENTATIVES
+)
 # So that tiny sequences have several blocks.
 BLOCKS = {'reformer': {'chunk_length': 4}, 'sinkhorn': {'block_size': 4}}
 
@@ -131,18 +137,37 @@ def count(tree):
   ('model_type', 'changes', 'expected'),
   [
     ('transformer', {}, 4 * LRA_LAYER + LRA_REST),
-    ('linear_transformer', {}, 4 * LRA_LAYER + LRA_REST),
+    pytest.param('linear_transformer', {}, 4 * LRA_LAYER + LRA_REST, marks=pytest.mark.slow),
     ('transformer', {'tied_weights': True}, LRA_LAYER + LRA_REST),
     ('transformer', {'learn_pos_emb': True}, 4 * LRA_LAYER + LRA_REST + 2001 * 512),
-    ('transformer', {'pooling': 'MEAN'}, 4 * LRA_LAYER + LRA_REST - 512),
+    pytest.param(
+      'transformer', {'pooling': 'MEAN'}, 4 * LRA_LAYER + LRA_REST - 512, marks=pytest.mark.slow
+    ),
     # One mean and one S for every head of 64: the second component mirrors the first.
     ('gmm_rks', {}, 4 * (LRA_LAYER + 8 * 64 + 8 * 64 * 64) + LRA_REST),
-    ('gmm_prf', {}, 4 * (LRA_LAYER + 8 * 64 + 8 * 64) + LRA_REST),
-    ('gmm_rks', {'attention': {'tied': False}}, 4 * (LRA_LAYER + 2 * 8 * 64 * 65) + LRA_REST),
-    ('gmm_prf', {'tied_weights': True}, LRA_LAYER + 8 * 64 + 8 * 64 + LRA_REST),
+    pytest.param(
+      'gmm_prf', {}, 4 * (LRA_LAYER + 8 * 64 + 8 * 64) + LRA_REST, marks=pytest.mark.slow
+    ),
+    pytest.param(
+      'gmm_rks',
+      {'attention': {'tied': False}},
+      4 * (LRA_LAYER + 2 * 8 * 64 * 65) + LRA_REST,
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      'gmm_prf',
+      {'tied_weights': True},
+      LRA_LAYER + 8 * 64 + 8 * 64 + LRA_REST,
+      marks=pytest.mark.slow,
+    ),
     # A column of E for each of 2001 positions, rounded up to eights.
     ('linformer', {}, 4 * (LRA_LAYER + 2008 * 16) + LRA_REST),
-    ('linformer', {'attention': {'projected_length': 32}}, 4 * (LRA_LAYER + 2008 * 32) + LRA_REST),
+    pytest.param(
+      'linformer',
+      {'attention': {'projected_length': 32}},
+      4 * (LRA_LAYER + 2008 * 32) + LRA_REST,
+      marks=pytest.mark.slow,
+    ),
     # No keys.
     ('reformer', {}, 4 * (LRA_LAYER - 512 * 512) + LRA_REST),
     # Of each block's sum, logits of 41 blocks of 50.
@@ -189,7 +214,7 @@ def assert_only_valid_positions_count(run, inputs, valid):
   compare(np.pad(inputs[1:], more), np.pad(valid[1:], more), slice(1, None))
 
 
-@pytest.mark.parametrize('model_type', REPRESENTATIVES)
+@pytest.mark.parametrize('model_type', SOME)
 def test_neither_padding_nor_the_rest_of_the_batch_counts(model_type):
   model = make_model(model_type)
   params = random_params(model)
@@ -218,7 +243,7 @@ def test_flatten_masks_its_padding():
   assert not np.allclose(apply(model, params, inputs, np.ones_like(valid)), logits, atol=1e-2)
 
 
-@pytest.mark.parametrize('pooling', ['CLS', 'MEAN'])
+@pytest.mark.parametrize('pooling', slow_but(['CLS'], ['CLS', 'MEAN']))
 def test_mask_zero_masks_id_zero_wherever_it_stands(pooling):
   plain, masking = (make_model('gmm_prf', pooling, mask_zero=value) for value in (False, True))
   params = random_params(plain)
@@ -342,14 +367,14 @@ def test_embedding_returns_rows_of_the_table(vocab_size, dtype):
   np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize('model_type', REPRESENTATIVES)
+@pytest.mark.parametrize('model_type', SOME)
 def test_parameters_of_bfloat16_models_are_float32(model_type):
   params = abstract_params(make_model(model_type, dtype='bfloat16'))
   assert params == abstract_params(make_model(model_type))
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
 
 
-@pytest.mark.parametrize('model_type', REPRESENTATIVES)
+@pytest.mark.parametrize('model_type', SOME)
 def test_bfloat16_computes_close_to_float32(model_type):
   model = make_model(model_type)
   params = random_params(model)
@@ -412,7 +437,7 @@ def test_heads_must_divide_qkv_dim():
 # Sequences are padded inside.
 
 
-@pytest.mark.parametrize('model_type', REPRESENTATIVES)
+@pytest.mark.parametrize('model_type', SOME)
 @pytest.mark.parametrize('masked', [False, True])
 def test_padding_inside_changes_nothing(model_type, masked):
   """With CLS the length needs none; four more positions are masked, and four put behind them."""
@@ -435,7 +460,9 @@ def test_padding_inside_changes_nothing(model_type, masked):
   close(padded['logits'], expected['logits'][:2])
 
 
-@pytest.mark.parametrize(('use_cls', 'learned'), [(False, False), (True, True)])
+@pytest.mark.parametrize(
+  ('use_cls', 'learned'), slow_but([(True, True)], [(False, False), (True, True)])
+)
 def test_lengths_and_masks_are_those_of_the_sequence(use_cls, learned):
   encoder = Encoder(
     functools.partial(KernelAttention, None, 'elu'),

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from breadth import slow_but
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -165,7 +166,7 @@ def assert_mean(samples, expected, precision=math.inf):
   assert np.all(error < precision)  # The test must be able to fail.
 
 
-@pytest.mark.parametrize('learned', LEARNED)
+@pytest.mark.parametrize('learned', slow_but(['sgb'], LEARNED))
 def test_initial_frequencies_are_normal_one_by_one(learned):
   omega, params = initial(FastFood(8, learned))
   # |q − k|² = 1 and |q + k|² = 0.75: estimates of the Gaussian kernel are unbiased.
@@ -189,7 +190,7 @@ def test_initial_frequencies_are_normal_one_by_one(learned):
     assert_mean(params['G'] ** 2, 1)
 
 
-@pytest.mark.parametrize('learned', ['s', 'sgb'])
+@pytest.mark.parametrize('learned', slow_but(['sgb'], ['s', 'sgb']))
 def test_initial_values_of_the_authors(learned):
   omega, params = initial(FastFood(8, learned, initial='authors'))
   for leaf in params.values():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from breadth import slow_but
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -136,7 +137,7 @@ def random_dual_params(model):
   return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
 
-@pytest.mark.parametrize('interaction', [None, 'NLI'])
+@pytest.mark.parametrize('interaction', slow_but(['NLI'], [None, 'NLI']))
 @pytest.mark.parametrize('pooling', POOLINGS)
 def test_golden_logits_of_pairs(pooling, interaction):
   model = make_dual(pooling, interaction)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from breadth import slow_but
 
 from kl_flax import inspection
 from kl_flax.attention import KernelAttention
@@ -81,14 +82,13 @@ MAPS = {
 }  # fmt: skip
 
 
-_MORE = {'fastfood_rks', 'performer'}  # Of the same kinds as others.
+# Of each kind: from frequencies, with weights, by unit vectors, with sums that are not one.
+_FAST = ('gmm_prf', 'transformer', 'sinkhorn')
 # About one, or anything.
 _SUMS = {'sinkhorn': 0.1, 'linformer': 99}
 
 
-@pytest.mark.parametrize(
-  'name', [pytest.param(n, marks=pytest.mark.slow if n in _MORE else []) for n in MAPS]
-)
+@pytest.mark.parametrize('name', slow_but(_FAST, MAPS))
 def test_maps_are_what_the_model_applied(name):
   """Rows sum to one, and with the values they give the output."""
   options = {'model_type': name} | MAPS[name]
@@ -162,7 +162,7 @@ def test_causal_maps_see_no_later_key():
   np.testing.assert_allclose(layer.output[1], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('model_type', ['gmm_prf', 'gmm_rks'])
+@pytest.mark.parametrize('model_type', slow_but(['gmm_prf'], ['gmm_prf', 'gmm_rks']))
 def test_many_frequencies_approach_the_exact_map(model_type):
   model, params = make(model_type, {'num_frequencies': 20_000}, num_layers=1)
   layer = capture(model, params, IDS, MASK)[0]
@@ -178,7 +178,7 @@ def test_many_frequencies_approach_the_exact_map(model_type):
 
 
 def test_capture_has_the_frequencies_of_predictions(monkeypatch):
-  model, params = make()
+  model, params = make(num_layers=1)
   predictor = Predictor(model, params, ByteTokenizer(), jax.random.key(3))
   found = capture_inputs(predictor, 'kernel')
   drawn = []
@@ -256,6 +256,7 @@ def test_eigenvalue_tables():
   assert header.endswith('| initial, mean |')
 
 
+@pytest.mark.slow
 def test_eigenvalues_of_other_samplers_are_measured():
   layer = capture(*make('performer', num_layers=1), IDS, MASK)[0]
   for row in inspection.eigenvalue_rows([layer]):

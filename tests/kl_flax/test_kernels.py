@@ -104,7 +104,7 @@ CASES = {
 
 
 SLOW = pytest.mark.slow
-QUICK = ('positive, two splits', 'fourier, small')
+QUICK = ('fourier, small',)  # Positive features are compared in the next test, too.
 
 
 @pytest.mark.parametrize(
@@ -171,6 +171,7 @@ def test_large_norms_stay_finite(features):
     assert np.max(np.abs(values['out'])) <= 1.01 * np.max(np.abs(wide(arrays['value'])))
 
 
+@SLOW
 def test_kernels_may_cut_the_length_differently(monkeypatch):
   """Beyond the end of what one kernel has written, another must not read what counts."""
   arrays, _ = make_inputs(4, lq=70, lk=70, m=128, frequency=20.0)
@@ -212,7 +213,8 @@ def test_gradients_have_the_types_of_what_they_belong_to():
   }
 
 
-@pytest.mark.parametrize('features', [pytest.param('positive', marks=SLOW), 'fourier'])
+@SLOW
+@pytest.mark.parametrize('features', ['positive', 'fourier'])
 def test_masked_keys_change_nothing(features):
   arrays, mask = make_inputs(3, lq=16, lk=40)
   more = 45
@@ -318,9 +320,9 @@ def test_kernels_lower_for_cuda_in_the_memory_that_was_foreseen(features, d, m, 
 @pytest.mark.parametrize(
   ('features', 'd'),
   [
-    pytest.param('positive', 128, marks=SLOW),
+    ('positive', 128),
     pytest.param('fourier', 64, marks=SLOW),
-    ('fourier', 16),
+    pytest.param('fourier', 16, marks=SLOW),
   ],
 )
 def test_the_most_frequencies_that_are_allowed_lower_for_cuda(features, d, capability):
@@ -452,7 +454,7 @@ def test_unknown_implementations_are_errors():
     kernel_info(*shapes(64, 128, 64), implementation='magic')
 
 
-@pytest.mark.parametrize('implementation', ['auto', 'fused'])
+@pytest.mark.parametrize('implementation', ['auto', pytest.param('fused', marks=SLOW)])
 @pytest.mark.parametrize(
   ('options', 'smoothing'),
   [({}, 0.0), ({'features': 'softmax'}, 0.0), ({'features': 'fourier'}, 1.0)],

@@ -30,12 +30,12 @@ def model_and_params(use_cls=True):
   return model, jax.tree.map(draw, shapes)
 
 
-@pytest.mark.parametrize('use_cls', [True, False])
+@pytest.mark.parametrize('use_cls', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_logits_are_products_with_the_embedding(use_cls):
   model, params = model_and_params(use_cls)
   logits = jax.jit(model.apply)({'params': params}, INPUTS, MASK, POSITIONS)
   assert (logits.shape, logits.dtype) == ((2, 3, 8), jnp.float32)
-  encoded, _ = model.encoder.apply({'params': params['encoder']}, INPUTS, MASK)
+  encoded, _ = jax.jit(model.encoder.apply)({'params': params['encoder']}, INPUTS, MASK)
   x = np.stack([encoded[i][POSITIONS[i] + use_cls] for i in range(2)])
   x = x @ params['hidden']['kernel'] + params['hidden']['bias']
   x = np.asarray(nn.gelu(x), np.float64)
@@ -103,7 +103,7 @@ def test_a_classifier_of_pretrained_encoders():
   model = make_classifier('transformer', num_classes=3, hidden_dim=6, activation='tanh', **SIZES)
   params = jax.jit(model.init)(RNGS, INPUTS)['params']
   assert params['hidden']['kernel'].shape == (8, 6)
-  encoded, _ = model.encoder.apply({'params': params['encoder']}, INPUTS, MASK)
+  encoded, _ = jax.jit(model.encoder.apply)({'params': params['encoder']}, INPUTS, MASK)
   hidden = np.tanh(encoded[:, 0] @ params['hidden']['kernel'] + params['hidden']['bias'])
   expected = hidden @ params['logits']['kernel'] + params['logits']['bias']
   found = model.apply({'params': params}, INPUTS, MASK)

@@ -74,9 +74,9 @@ KERNEL = math.exp(-np.sum((Q - K) ** 2) / 2)
 @pytest.mark.parametrize(
   'module',
   [
-    Gaussian(8),
+    pytest.param(Gaussian(8), marks=pytest.mark.slow),
     Gaussian(8, antithetic=True, typical_norm=1.0),
-    OrthogonalGaussian(8),
+    pytest.param(OrthogonalGaussian(8), marks=pytest.mark.slow),
     OrthogonalGaussian(8, antithetic=True),
     OrthogonalGaussian(8, typical_norm=1.0),
   ],

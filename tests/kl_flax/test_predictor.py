@@ -1,3 +1,4 @@
+import functools
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from breadth import slow_but
 
 from kl_flax.models import make_classifier
 from kl_flax.predictor import Predictor, count_votes
@@ -174,11 +176,16 @@ def texts():
 INPUTS = [f'input {i} {"x" * (i % 7)}' for i in range(35)]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def logits_of_draw(model, params, ids, draw):
+  rngs = {'spectral': jax.random.fold_in(jax.random.key(2), draw)}
+  return model.apply({'params': params}, ids, rngs=rngs)
+
+
 def logits_of(predictor, text, draw):
   """The logits of one input, without padding, by one of the draws."""
   ids = jnp.asarray(predictor.tokenizer.encode(text), jnp.int32)[None]
-  rngs = {'spectral': jax.random.fold_in(jax.random.key(2), draw)}
-  return np.asarray(predictor.model.apply({'params': predictor.params}, ids, rngs=rngs))[0]
+  return np.asarray(logits_of_draw(predictor.model, predictor.params, ids, draw))[0]
 
 
 def test_votes_are_those_of_separate_draws(texts):
@@ -261,7 +268,7 @@ assert not any(name.startswith(('kl_flax', 'flax', 'lra_tasks')) for name in sys
 """
 
 
-@pytest.mark.parametrize('kind', ['bfloat16', 'pairs'])
+@pytest.mark.parametrize('kind', slow_but(['pairs'], ['bfloat16', 'pairs']))
 def test_an_exported_model_runs_without_this_package(tmp_path, pairs, kind):
   if kind == 'pairs':
     predictor, inputs = pairs, [('one', 'two'), ('three', 'x')]

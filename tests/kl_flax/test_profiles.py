@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+from breadth import slow_but
 
 from kl_flax.fastfood import FastFood
 from kl_flax.orthogonal import Gaussian, OrthogonalGaussian, StructuredOrthogonal
@@ -37,7 +38,7 @@ def mixture(num_heads=2, d=3, components=3, seed=0):
   return sampler, {name: x.astype(np.float32) for name, x in params.items()}
 
 
-@pytest.mark.parametrize('features', ['fourier', 'positive', 'softmax'])
+@pytest.mark.parametrize('features', slow_but(['positive'], ['fourier', 'positive', 'softmax']))
 def test_profile_is_what_many_frequencies_give(features):
   """The closed form against a plain mean over 80,000 frequencies, from the definition."""
   sampler, params = mixture()
@@ -91,7 +92,7 @@ def test_profiles_of_the_normal_distribution_are_the_known_kernels():
   np.testing.assert_allclose(found.kernel, softmax_profile(u, T, q), rtol=1e-9)
 
 
-@pytest.mark.parametrize('features', ['fourier', 'positive'])
+@pytest.mark.parametrize('features', slow_but(['positive'], ['fourier', 'positive']))
 def test_profile_without_closed_form_errs_as_it_says(features):
   """Learned FastFood at its first values: near the Gaussian kernel, over draws of permutations."""
   u, q = unit(normal(0, 1, 4)), normal(1, 1, 4, scale=0.2)

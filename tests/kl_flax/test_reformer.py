@@ -65,17 +65,17 @@ def golden(module, num_buckets=4, size=3):
   ('module', 'length', 'masked'),
   [
     (ONE, 24, False),
-    (ONE, 11, True),
+    pytest.param(ONE, 11, True, marks=pytest.mark.slow),
     (SEVERAL, 11, True),
-    (SEVERAL, 3, False),  # One chunk.
-    (ONE, 2, True),
+    pytest.param(SEVERAL, 3, False, marks=pytest.mark.slow),  # One chunk.
+    pytest.param(ONE, 2, True, marks=pytest.mark.slow),
   ],
 )
 def test_golden_values_and_gradients_in_float64_numpy(module, length, masked):
   assert_equals_golden(module, golden(module), length, masked)
 
 
-@pytest.mark.parametrize('num_hashes', [1, 3])
+@pytest.mark.parametrize('num_hashes', [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_one_bucket_in_one_chunk_is_softmax_attention_to_the_others(num_hashes):
   module = WHOLE.clone(num_hashes=num_hashes)
   assert_equals_golden(module, golden(module, num_buckets=1), 11, masked=True)
@@ -97,7 +97,9 @@ def test_any_mask(bits, seed):
   np.testing.assert_allclose(apply(SEVERAL, {}, inputs, mask), expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize('module', [SEVERAL, ReformerAttention(24)])
+@pytest.mark.parametrize(
+  'module', [SEVERAL, pytest.param(ReformerAttention(24), marks=pytest.mark.slow)]
+)
 def test_masked_positions_do_not_count(module):
   assert_masked_positions_do_not_count(module, 11, 9)
 

@@ -78,10 +78,11 @@ def golden(module):
 @pytest.mark.parametrize(
   ('module', 'length', 'masked'),
   [
-    (MODULE, 24, False),  # All blocks there may be.
+    pytest.param(MODULE, 24, False, marks=pytest.mark.slow),  # All blocks there may be.
     (MODULE, 11, True),
-    (MODULE, 4, False),  # One block: attends to itself twice.
-    (MODULE, 3, True),
+    # One block: attends to itself twice.
+    pytest.param(MODULE, 4, False, marks=pytest.mark.slow),
+    pytest.param(MODULE, 3, True, marks=pytest.mark.slow),
     (SOFTMAX, 10, False),
   ],
 )

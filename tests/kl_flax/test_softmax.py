@@ -128,11 +128,11 @@ def fused_on_cpu(monkeypatch):
   ('lengths', 'sizes', 'masked'),
   [
     ((5, 7), (5, 3), 'anywhere'),
-    ((8, 16), (8, 8), 'anywhere'),
-    ((5, 7), (5, 3), 'at the end'),
+    pytest.param((8, 16), (8, 8), 'anywhere', marks=pytest.mark.slow),
+    pytest.param((5, 7), (5, 3), 'at the end', marks=pytest.mark.slow),
     ((8, 16), (8, 8), 'at the end'),
     ((1, 9), (8, 17), 'nowhere'),
-    ((8, 16), (8, 8), 'nowhere'),
+    pytest.param((8, 16), (8, 8), 'nowhere', marks=pytest.mark.slow),
   ],
 )
 def test_fused_equals_the_plain_product(lengths, sizes, masked):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 from absl import flags
+from breadth import slow_but
 from ml_collections import config_flags
 from run_helpers import ROOT, load_config, load_config_file
 
@@ -417,7 +418,7 @@ def test_black_pixels_are_masked_only_if_asked():
   ('task', 'preset'),
   [(task, preset) for task in WITH_FILE for preset in load_config_file(task)._PRESETS],
 )
-@pytest.mark.parametrize('model', MODELS)
+@pytest.mark.parametrize('model', slow_but(['gmm_rks', 'gmm_prf', 'transformer'], MODELS))
 def test_every_config_builds_its_model(model, task, preset):
   fields = resolve(load_config(task, f'{model},{preset}'))
   assert fields['preset'] == preset
@@ -563,7 +564,10 @@ BEYOND_THE_RULE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('task', [task for task in WITH_FILE if task != 'wikitext'])
+TUNED = [task for task in WITH_FILE if task != 'wikitext']
+
+
+@pytest.mark.parametrize('task', slow_but(['pathfinder32'], TUNED))
 def test_tuned_preset_keeps_to_the_ten_percent_rule(task):
   base = count_parameters(make_classifier(**configuration.base_model_arguments({'task': task})))
   for model in MODELS:
@@ -574,7 +578,9 @@ def test_tuned_preset_keeps_to_the_ten_percent_rule(task):
       assert 1 in fields['attention'].values(), model
 
 
-@pytest.mark.parametrize('model', ['gmm_rks', 'fastfood_prf', 'generative_prf', 'structured_rks'])
+@pytest.mark.parametrize(
+  'model', slow_but(['gmm_rks'], ['gmm_rks', 'fastfood_prf', 'generative_prf', 'structured_rks'])
+)
 def test_parameters_are_those_of_the_base_and_of_the_mechanism(model):
   fields = resolve(load_config('pathfinder64', f'{model},tuned'))
   base = make_classifier(**configuration.base_model_arguments({'task': 'pathfinder64'}))
@@ -671,6 +677,7 @@ def test_wrong_command_lines_are_one_line(arguments, message, monkeypatch, capsy
   assert message in error
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_one_line():
   command = [sys.executable, '-m', 'lra_tasks.train', '--config=configs/image.py:gmm_prf,papper']
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
+from breadth import slow_but
 from run_helpers import read, run_here
 
 from kl_flax.models import make_classifier
@@ -48,7 +49,7 @@ def bias_gradient(model, params):
   return jax.jit(functools.partial(jax.grad(loss), jnp.asarray(params['hidden']['bias'])))
 
 
-@pytest.mark.parametrize('model_type', ['gmm_rks', 'gmm_prf', 'transformer'])
+@pytest.mark.parametrize('model_type', slow_but(['gmm_rks'], ['gmm_rks', 'gmm_prf', 'transformer']))
 def test_gradients_are_those_of_the_biases(model_type):
   """Example by example, draw by draw, through the whole model."""
   model, params, batch = make_model(model_type)
@@ -135,6 +136,7 @@ def test_the_command(shared, run, tmp_path, capsys):
   )
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_keeps_what_was_reached(shared, run, tmp_path):
   shutil.copytree(run, tmp_path / 'run')
   (tmp_path / 'run/results.json').unlink()

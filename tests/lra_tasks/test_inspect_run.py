@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from absl import flags
+from breadth import slow_but
 from run_helpers import read
 
 from kl_flax import Predictor, covariance_eigenvalues
@@ -144,23 +145,27 @@ def make_run(directory, monkeypatch, model_type, tokenizer, num_texts=None, **op
   monkeypatch.setattr(inspect_run.Predictor, 'restore', lambda *_, **__: predictor)
 
 
-def test_model_without_learned_kernel(tmp_path, monkeypatch, capsys):
-  for model_type, reason, possible in (
-    ('transformer', 'has no frequencies', 'attention'),
-    ('synthesizer', 'has no frequencies', 'attention'),
-    ('prf', 'none of them is learned', 'attention,error'),
-  ):
-    make_run(tmp_path, monkeypatch, model_type, ByteTokenizer())
-    code, _, errors = run(capsys, tmp_path, f'--out={tmp_path}')
-    assert code == 1
-    assert f'{model_type} has no learned kernel' in errors
-    assert reason in errors
-    assert f'--show={possible} shows what there is' in errors
-    code, files, errors = run(
-      capsys, tmp_path, f'--out={tmp_path}', f'--show={possible}', '--input=abc def', *FAST
-    )
-    assert (code, errors) == (0, '')
-    assert str(tmp_path / 'attention_layer1.png') in files
+WITHOUT_LEARNED_KERNEL = {
+  'transformer': ('has no frequencies', 'attention'),
+  'synthesizer': ('has no frequencies', 'attention'),
+  'prf': ('none of them is learned', 'attention,error'),
+}
+
+
+@pytest.mark.parametrize('model_type', slow_but(['prf'], WITHOUT_LEARNED_KERNEL))
+def test_model_without_learned_kernel(tmp_path, monkeypatch, capsys, model_type):
+  reason, possible = WITHOUT_LEARNED_KERNEL[model_type]
+  make_run(tmp_path, monkeypatch, model_type, ByteTokenizer())
+  code, _, errors = run(capsys, tmp_path, f'--out={tmp_path}')
+  assert code == 1
+  assert f'{model_type} has no learned kernel' in errors
+  assert reason in errors
+  assert f'--show={possible} shows what there is' in errors
+  code, files, errors = run(
+    capsys, tmp_path, f'--out={tmp_path}', f'--show={possible}', '--input=abc def', *FAST
+  )
+  assert (code, errors) == (0, '')
+  assert str(tmp_path / 'attention_layer1.png') in files
 
 
 @pytest.mark.slow

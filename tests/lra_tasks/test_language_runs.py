@@ -98,6 +98,7 @@ def test_fine_tuning_has_vocabulary_and_encoder_of_the_pretraining(
     predictor.predict(['the dog', ' '])
 
 
+@pytest.mark.slow
 def test_pairs_from_scratch(shared, source, tmp_path):
   options = FIELDS | {'hidden_dim': 16, 'activation': 'tanh'}
   found = run(shared, tmp_path, source, 'glue', f'{MODEL},rte,tiny', **options)

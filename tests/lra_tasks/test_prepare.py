@@ -7,6 +7,7 @@ import time
 
 import pytest
 from absl import flags
+from breadth import slow_but
 from run_helpers import ROOT, environment, finish, start, wait_for
 
 from lra_tasks import prepare
@@ -56,6 +57,7 @@ def test_says_where_the_data_lies(tsv, tmp_path, capsys):
   assert run(capsys, *arguments) == first
 
 
+@pytest.mark.slow
 def test_data_of_a_config(tmp_path):
   config = f'--config={ROOT}/configs/listops.py:gmm_prf,tiny'
   sizes = [f'--config.data.num_{name}={size}' for name, size in (('train', 30), ('valid', 20))]
@@ -89,7 +91,7 @@ def test_errors_are_one_line(tsv, tmp_path, capsys, arguments, message):
   assert errors.count('\n') == 1
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', slow_but([signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]))
 def test_interruption_leaves_nothing(tmp_path, number):
   process = subprocess.Popen(
     [*COMMAND, '--task=listops', f'--data_dir={tmp_path}'],
@@ -104,6 +106,7 @@ def test_interruption_leaves_nothing(tmp_path, number):
   assert not list(tmp_path.glob('listops/*/*'))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_while_its_data_is_prepared_leaves_nothing(tmp_path):
   process = start(tmp_path, tmp_path / 'run', config='listops.py:gmm_prf')
   wait_for(process, lambda: list(tmp_path.glob('data/listops/*/*incomplete*')))
@@ -113,6 +116,7 @@ def test_a_run_that_is_stopped_while_its_data_is_prepared_leaves_nothing(tmp_pat
   assert not list(tmp_path.glob('data/listops/*/*'))
 
 
+@pytest.mark.slow
 def test_help():
   done = subprocess.run(
     [*COMMAND, '--help'], cwd=ROOT, capture_output=True, text=True, env=environment(), check=False

@@ -49,33 +49,49 @@ def test_symbols_of_listops_are_predicted(pretrained):
     Predictor.restore(str(pretrained))
 
 
-def test_a_run_starts_with_the_encoder_of_another(shared, tmp_path, pretrained):
-  # Without training, the encoder is what it was given.
-  frozen = FIELDS | {'learning_rate': 1e-30}
-  argument = 'linear_transformer,tiny'
-  run_here(shared, tmp_path / 'a', argument=argument, init_from=str(pretrained), **frozen)
+# Without training, the encoder is what it was given.
+FROZEN = FIELDS | {'learning_rate': 1e-30, 'argument': 'linear_transformer,tiny'}
+
+
+@pytest.fixture(scope='module')
+def started(shared, pretrained):
+  """A run that started with the encoder of the other."""
+  assert run_here(shared, shared / 'started', init_from=str(pretrained), **FROZEN) == 0
+  return shared / 'started'
+
+
+@pytest.mark.slow
+def test_a_run_starts_with_the_encoder_of_another(pretrained, started):
   _, before = checkpoints.restore(str(pretrained))
-  _, after = checkpoints.restore(str(tmp_path / 'a'))
+  _, after = checkpoints.restore(str(started))
   given, taken = (state['params']['encoder'] for state in (before, after))
   assert given['embedding']['table'].shape == (17, 16)
   given['embedding']['table'] = given['embedding']['table'][:16]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), given, taken)
-  label = read(tmp_path / 'a', 'config.json')['config']['pretrained']
+  label = read(started, 'config.json')['config']['pretrained']
   assert label == Pretrained(str(pretrained)).label
   assert label.startswith('listops/masked/linear_transformer/')
-  # It is another experiment than one from scratch.
-  run_here(shared, tmp_path / 'scratch', argument=argument, **frozen)
+
+
+@pytest.mark.slow
+def test_it_is_another_experiment_than_one_from_scratch(shared, tmp_path, pretrained):
+  run_here(shared, tmp_path, **FROZEN)
   with pytest.raises(ValueError, match=r'config\.pretrained'):
-    run_here(shared, tmp_path / 'scratch', argument=argument, init_from=str(pretrained), **frozen)
-  # The other run is needed at the start alone.
+    run_here(shared, tmp_path, init_from=str(pretrained), **FROZEN)
+
+
+@pytest.mark.slow
+def test_the_other_run_is_needed_at_the_start_alone(shared, tmp_path, pretrained, started):
+  shutil.copytree(started, tmp_path / 'a')
   (tmp_path / 'a/results.json').unlink()
-  assert run_here(shared, tmp_path / 'a', argument=argument, **frozen) == 0
+  assert run_here(shared, tmp_path / 'a', **FROZEN) == 0
+  label = read(started, 'config.json')['config']['pretrained']
   assert read(tmp_path / 'a', 'results.json')['pretrained'] == label
   assert read(tmp_path / 'a', 'config.json')['init_from'] == str(pretrained)
   shutil.rmtree(tmp_path / 'a/checkpoints')
   (tmp_path / 'a/results.json').unlink()
   with pytest.raises(ValueError, match='holds no checkpoint to go on from: give --init_from again'):
-    run_here(shared, tmp_path / 'a', argument=argument, **frozen)
+    run_here(shared, tmp_path / 'a', **FROZEN)
 
 
 def parameters(model_type='linear_transformer', **sizes):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from breadth import slow_but
 
 from kl_flax.models import make_classifier
 from lra_tasks import parallel, steps
@@ -59,7 +60,7 @@ def run(function, state, batch, devices):
   return jax.tree.map(lambda x: np.asarray(x[0]), function(copies, batch))
 
 
-@pytest.mark.parametrize('model_type', ['gmm_prf', 'transformer'])
+@pytest.mark.parametrize('model_type', slow_but(['transformer'], ['gmm_prf', 'transformer']))
 def test_two_devices_take_the_step_of_one(model_type):
   model, optimizer, state = make(model_type)
   options = {'model': model, 'optimizer': optimizer, 'resample_every': 100}

@@ -348,6 +348,7 @@ def test_dry_run_runs_nothing(capsys, tmp_path):
   assert not (tmp_path / 'runs').exists()
 
 
+@pytest.mark.slow
 def test_models_are_trained(capsys, shared, tmp_path, monkeypatch):
   for name, value in environment(devices=1).items():
     monkeypatch.setenv(name, value)
@@ -363,6 +364,7 @@ def test_models_are_trained(capsys, shared, tmp_path, monkeypatch):
   assert run(capsys, *arguments, '--dry_run')[1] == out
 
 
+@pytest.mark.slow
 def test_the_sweep_itself_takes_no_device():
   code = (
     'from lra_tasks.sweep import make_jobs; from jax._src import xla_bridge\n'

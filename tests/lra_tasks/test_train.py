@@ -178,6 +178,7 @@ def tsv(tmp_path_factory):
   return directory
 
 
+@pytest.mark.slow
 def test_lra_files_run_on_lra_data(shared, tsv, tmp_path):
   config = tmp_path / 'transformer_base.py'
   config.write_text(LRA_BASE.format(model_type='transformer'))
@@ -189,6 +190,7 @@ def test_lra_files_run_on_lra_data(shared, tsv, tmp_path):
   assert results['examples'] == 16
 
 
+@pytest.mark.slow
 def test_lra_files_of_missing_models_list_those_that_exist(shared, tmp_path):
   config = tmp_path / 'transformer_tlb_base.py'
   config.write_text(LRA_BASE.format(model_type='transformer_tlb'))

@@ -537,6 +537,7 @@ def test_impossible_options(options, message):
 # Whole runs.
 
 
+@pytest.mark.slow
 def test_the_tiny_preset_trains_on_image_files(shared, tmp_path):
   # Fewer steps than the preset's, and narrower ones: each goes over 1,024 positions.
   fields = {'num_train_steps': 2, 'batch_size': 20, 'emb_dim': 8, 'qkv_dim': 8, 'mlp_dim': 8}

@@ -123,6 +123,7 @@ def test_an_unknown_task_name_is_named(tmp_path):
     make_builder(SMALL, resolution=32, data_dir=str(tmp_path), task_name='pathfinder32_hart')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_preparation_leaves_nothing(tmp_path, number):
   command = [

@@ -95,6 +95,7 @@ def test_intensities_span_all_levels(side):
   assert set(made.margins.tolist()) <= set(parameters(side).paddle_margins)
 
 
+@pytest.mark.slow
 def test_margins_come_equally_often():
   params = dataclasses.replace(parameters(128, 'easy'), num_distractors=0)
   made = generate(params, 0, 0, 60)

@@ -213,6 +213,7 @@ def test_there_is_nothing_to_read_from(tmp_path):
     sparse_sum.make_builder(SMALL, data_dir=str(tmp_path), task_name='basic')
 
 
+@pytest.mark.slow
 def test_a_run_and_its_predictions(shared, tmp_path):
   assert run_here(shared, tmp_path / 'run', task='sparse_sum', argument='gmm_prf,tiny') == 0
   results = read(tmp_path / 'run', 'results.json')

@@ -391,6 +391,7 @@ def test_impossible_options(tmp_path, options, message):
 # Whole runs.
 
 
+@pytest.mark.slow
 def test_the_tiny_preset_trains_from_real_reviews(shared, tmp_path):
   fields = {'data': dataclasses.asdict(dataclasses.replace(SMALL, validation='test'))}
   options = {'task': 'text', 'source': str(FIXTURE), 'num_train_steps': 2}
