@@ -305,9 +305,7 @@ def _run(flag_values: flags.FlagValues) -> None:
     batch_sizes=flag_values.batch_sizes,
     tokens=flag_values.tokens,
     dtypes=flag_values.dtypes or [parallel.default_dtype()],
-    data_dir=flag_values.data_dir,
-    source=flag_values.source,
-    task_name=flag_values.task_name,
+    **tasks.data_options(flag_values),
     repetitions=flag_values.repetitions,
     seconds=flag_values.seconds,
   )

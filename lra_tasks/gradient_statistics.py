@@ -16,7 +16,7 @@ reached these validation accuracies (`keep_accuracies`), as the presets paper an
 configs/sparse_sum.py do. Writes and prints gradients.md, the rows of the paper's Table 14, and
 draws learning_curves.png, its Figure 6, with a panel for each data set. In the table, runs of one
 model on the same data are averaged. An evaluation that reaches several accuracies at once stands in
-several rows. Of a run without checkpoints, as in lra_tasks/results, only the curve is drawn.
+several rows. Of a run without checkpoints, as in docs/analysis, only the curve is drawn.
 
 Appendix E.3 records "the gradients on the classifier layer" with 64 neurons, for the first 50
 validation examples and 50 draws of the frequencies. Taken here: the derivative of each example's
@@ -235,10 +235,8 @@ def _first_examples(
       '--data_dir'
     ),
   )
-  spec, tokenizer = (
-    tasks.get_task(fields['task']),
-    tokenizer_from_dict(description['tokenizer'], run),
-  )
+  spec = tasks.get_task(fields['task'])
+  tokenizer = tokenizer_from_dict(description['tokenizer'], run)
   split = tasks.read(spec, builder, 'validation', tokenizer, fields['max_length'])
   if len(split) < examples:
     raise ValueError(f'{run}: --examples={examples}, but there are only {len(split)}')
@@ -342,7 +340,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> No
       percents=flag_values.accuracies,
       examples=flag_values.examples,
       draws=flag_values.draws,
-      **{name: flag_values[name].value for name in ('data_dir', 'source', 'task_name')},
+      **tasks.data_options(flag_values),
     )
     for run in argv[1:]
   ]

@@ -157,9 +157,7 @@ def load_examples(
     )
   builder = rundir.open_data(
     description,
-    data_dir=options.data_dir,
-    source=options.source,
-    task_name=options.task_name,
+    **tasks.data_options(options),
     otherwise=lambda stored, found: (
       f'the run is on {stored}, here is {found}: name its data by --source, --task_name and '
       '--data_dir, or a text by --input'

@@ -55,9 +55,7 @@ def _open(flag_values: flags.FlagValues) -> datasets.Builder:
     fields = configuration.resolve(flag_values.config, flag_values.task)
   return configuration.open_data(
     fields,
-    data_dir=flag_values.data_dir,
-    source=flag_values.source,
-    task_name=flag_values.task_name,
+    **tasks.data_options(flag_values),
   )
 
 

@@ -33,8 +33,10 @@ TINY: dict[str, Any] = {
   'resample_every': 10,
 }
 TINY_FREQUENCIES = 16
+# Models whose frequencies come in blocks of rotations, head size of them each.
+_IN_BLOCKS = tuple(name for name in MODELS if name.startswith(('fastfood', 'structured')))
 # Frequencies on short sequences (the paper's Table 8: 64 or 128), where 128 is not meant.
-SHORT_FREQUENCIES = {name: 64 for name in MODELS if name.startswith(('fastfood', 'structured'))}
+SHORT_FREQUENCIES = dict.fromkeys(_IN_BLOCKS, 64)
 # Of the preset tuned, where the default takes too many parameters for LRA's rule of 10 %.
 _TUNED_OPTIONS: dict[str, dict[str, Any]] = {'longformer': {'global_projections': False}}
 # ... by task, where there are some for every position: the most that the rule allows, or 1 where it
@@ -176,5 +178,4 @@ def block_frequencies(task: str) -> dict[str, int]:
   4
   """
   base = get_task(task).base_model
-  head_size = base['qkv_dim'] // base['num_heads']
-  return {name: head_size for name in MODELS if name.startswith(('fastfood', 'structured'))}
+  return dict.fromkeys(_IN_BLOCKS, base['qkv_dim'] // base['num_heads'])

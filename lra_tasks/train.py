@@ -329,9 +329,7 @@ def main(argv: list[str]) -> int:
     return train(
       configuration.resolve(_CONFIG.value, values.task),
       model_dir=_MODEL_DIR.value,
-      data_dir=values.data_dir,
-      source=values.source,
-      task_name=values.task_name,
+      **tasks.data_options(values),
       init_from=_INIT_FROM.value,
       test_only=_TEST_ONLY.value,
     )

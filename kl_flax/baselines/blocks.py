@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from kl_flax.baselines.shared import cut, join, valid_positions
+from kl_flax.numerics import divide
 from kl_flax.sums import check_key_mask
 
 
@@ -162,7 +163,7 @@ def _attend(query, sets, drop, number=0):
     axes = keys.axes.replace('d', 'e')
     out += _product(f'bnhqs,{axes}->bnqhe', weights, keys.value)
   total = jnp.swapaxes(total, 2, 3)[..., None]
-  return out / jnp.where(total > 0, total, 1)
+  return divide(out, total)
 
 
 def _product(spec, a, b):

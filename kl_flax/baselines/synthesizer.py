@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from kl_flax.baselines.shared import check_length, check_option
 from kl_flax.dropout import Dropout
 from kl_flax.errors import unknown_name
-from kl_flax.numerics import einsum_float32
+from kl_flax.numerics import divide, einsum_float32
 from kl_flax.sums import check_key_mask
 
 # What a mode is made of, joined by '+'.
@@ -157,7 +157,6 @@ def attend_alike(
   exponentials = jnp.exp(below).astype(value.dtype)
   mask = key_mask.astype(value.dtype)
   total = einsum_float32('hls,bs->blh', exponentials, mask)
-  total = jnp.where(total > 0, total, jnp.inf)
   valid = jnp.where(key_mask[..., None, None], value, 0)
-  out = einsum_float32('hls,bshe->blhe', exponentials, valid) / total[..., None]
-  return out.astype(value.dtype)
+  sums = einsum_float32('hls,bshe->blhe', exponentials, valid)
+  return divide(sums, total[..., None]).astype(value.dtype)

@@ -23,8 +23,8 @@ Implementation = Literal['auto', 'xla', 'fused']
 _SHARED_MEMORY = 227 * 1024
 # Their loops over frequencies are unrolled.
 _MOST_FREQUENCIES = 512
-# Frequencies are padded to multiples of it: `tiles.TILE`, which needs Pallas to import.
-_TILE = 64
+# Rows of a warpgroup's matrix product, and positions of a tile; frequencies are padded to it.
+TILE = 64
 # Sizes that matrix products on Hopper take; others are padded to the next.
 _HEAD_DIMS = (16, 32, 64, 128)
 
@@ -145,7 +145,7 @@ def most_frequencies(head_dim: int, features: FeatureMap) -> int:
   [512, 384]
   """
   fits = lambda m: shared_memory(head_dim, m, features) <= _SHARED_MEMORY
-  return max(filter(fits, range(_TILE, _MOST_FREQUENCIES + 1, _TILE)))
+  return max(filter(fits, range(TILE, _MOST_FREQUENCIES + 1, TILE)))
 
 
 def shared_memory(head_dim: int, num_frequencies: int, features: FeatureMap) -> int:
@@ -154,9 +154,9 @@ def shared_memory(head_dim: int, num_frequencies: int, features: FeatureMap) -> 
   It holds omega and one or two matrices of the same size, and two tiles each of keys, values and
   their gradients.
   """
-  m, head_dim = -(-num_frequencies // _TILE) * _TILE, padded_head_dim(head_dim)
+  m, head_dim = -(-num_frequencies // TILE) * TILE, padded_head_dim(head_dim)
   matrices = 3 if features == 'fourier' else 2
-  return 2 * head_dim * (matrices * m + 2 * 4 * 64) + 4 * matrices * m + 5120
+  return 2 * head_dim * (matrices * m + 2 * 4 * TILE) + 4 * matrices * m + 5120
 
 
 @functools.cache

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from kl_flax.kernels import tiles
-from kl_flax.kernels.tiles import BY_ROW, LOG2E, MATRIX, TILE, Plan, by_row
+from kl_flax.kernels import TILE, tiles
+from kl_flax.kernels.tiles import BY_ROW, LOG2E, MATRIX, Plan, by_row
 
 
 @tiles.kernel

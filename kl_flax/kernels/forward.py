@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from kl_flax.kernels import tiles
-from kl_flax.kernels.tiles import BY_COLUMN, BY_ROW, LOG2E, MATRIX, NEVER, TILE, Plan, by_row
+from kl_flax.kernels import TILE, tiles
+from kl_flax.kernels.tiles import BY_COLUMN, BY_ROW, LOG2E, MATRIX, NEVER, Plan, by_row
 from kl_flax.numerics import floored
 
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kl_flax.kernels import backward, forward, padded_head_dim
-from kl_flax.kernels.tiles import LOG2E, NEVER, TILE, Plan, num_tiles, whole_length
+from kl_flax.kernels import TILE, backward, forward, padded_head_dim
+from kl_flax.kernels.tiles import LOG2E, NEVER, Plan, num_tiles, whole_length
 from kl_flax.numerics import floored, pad_axis
 from kl_flax.sums import (
   NORM_FACTOR,

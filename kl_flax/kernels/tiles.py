@@ -20,11 +20,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kl_flax.kernels import TILE
+
 LOG2E = math.log2(math.e)
 # Exponent of what does not count. Finite, so that no difference of two is NaN.
 NEVER = -1e30
-# Rows of a warpgroup's matrix product, and positions of a tile.
-TILE = 64
 
 # How registers hold products, and vectors that go with their rows or columns.
 MATRIX = plgpu.Layout.WGMMA

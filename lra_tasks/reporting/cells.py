@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import itertools
-import statistics
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 from lra_tasks.paper import PAPER_MODELS
 from lra_tasks.reporting import glue, results
 from lra_tasks.reporting.results import Figure
-from lra_tasks.reporting.rows import Report, Row, Table
+from lra_tasks.reporting.rows import Report, Row, Table, mean
 from lra_tasks.reporting.summary import (
   Comparison,
   Overview,
@@ -74,8 +73,7 @@ def _number(value: float | None, template: str = '{:.2f}', scale: float = 1.0) -
 
 
 def _mean(row: Row, name: str) -> str:
-  values = [getattr(run, name) for run in row.runs]
-  return '' if None in values or not values else _number(statistics.fmean(values), '{:.3f}')
+  return _number(mean(getattr(run, name) for run in row.runs), '{:.3f}')
 
 
 def _one_draw(row: Row) -> str:

@@ -189,8 +189,8 @@ def _run_row(group: Group, preset: str, figures: Mapping[str, Figure]) -> Row:
     examples=_distinct(run.examples for run in runs),
     accuracy=statistics.fmean(accuracies),
     accuracy_sd=statistics.stdev(accuracies) if len(runs) > 1 else None,
-    accuracy_of_one_draw=_mean(run.accuracy_of_one_draw for run in runs),
-    voting_accuracy=_mean(run.voting_accuracy for run in runs),
+    accuracy_of_one_draw=mean(run.accuracy_of_one_draw for run in runs),
+    voting_accuracy=mean(run.voting_accuracy for run in runs),
     **figures,
     comparable=all(run.is_comparable for run in runs),
     parameter_ratio=max(ratios, default=None),
@@ -213,10 +213,10 @@ def _mark_revisions(rows: Sequence[Row]) -> list[Row]:
   ]
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def mean(values: Iterable[float | None]) -> float | None:
   """Return the mean; None if a run lacks the value: one over other runs would not compare."""
   values = list(values)
-  return None if None in values else statistics.fmean(values)
+  return None if None in values or not values else statistics.fmean(values)
 
 
 def regime(figures: Iterable[Figure]) -> str:
