@@ -40,7 +40,8 @@ class Loop:
 
   Attributes:
     fields: the resolved config.
-    train_step: (state, batch) -> (state, sums), over all devices; takes over the state's memory.
+    train_step: (state, batch, learning rate) -> (state, sums), over all devices; takes over the
+      state's memory.
     validate: state -> sums of the validation split, or None when asked to stop meanwhile.
     schedule: learning rate of each step.
     checkpoints: of the run.
@@ -94,7 +95,8 @@ class Loop:
           saved = step
         if step == total or self.preemption.requested(step):
           break
-        state, sums = self.train_step(state, parallel.split(next(data)))
+        rate = parallel.broadcast(self.schedule(step))
+        state, sums = self.train_step(state, parallel.split(next(data)), rate)
         step += 1
         pending.append((step, sums))
         latest = _settle(pending, _RUN_AHEAD)
@@ -144,7 +146,7 @@ class Loop:
         'step': step,
         **train,
         **metrics,
-        'learning_rate': float(self.schedule(step - 1)),
+        'learning_rate': self.schedule(step - 1),
         'steps_per_second': rate,
         'peak_memory_bytes': parallel.peak_memory_bytes(),
       }

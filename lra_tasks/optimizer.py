@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
 from kl_flax.errors import unknown_name
 
+Schedule = Callable[[int], float]
+
 
 def _linear_warmup(step, options):
-  return jnp.minimum(1.0, step / options['warmup'])
+  return min(1.0, step / options['warmup'])
 
 
 def _rsqrt_decay(step, options):
-  return 1 / jnp.sqrt(jnp.maximum(step, options['warmup']))
+  return 1 / math.sqrt(max(step, options['warmup']))
 
 
 def _rsqrt_normalized_decay(step, options):
-  return jnp.sqrt(options['warmup']) * _rsqrt_decay(step, options)
+  return math.sqrt(options['warmup']) * _rsqrt_decay(step, options)
 
 
 def _decay_every(step, options):
@@ -28,13 +30,13 @@ def _decay_every(step, options):
 
 
 def _cosine_decay(step, options):
-  progress = jnp.maximum(0.0, (step - options['warmup']) / options['steps_per_cycle'])
-  return jnp.maximum(0.0, 0.5 * (1.0 + jnp.cos(jnp.pi * (progress % 1.0))))
+  progress = max(0.0, (step - options['warmup']) / options['steps_per_cycle'])
+  return max(0.0, 0.5 * (1.0 + math.cos(math.pi * (progress % 1.0))))
 
 
 def _linear_decay(step, options):
   warmup, total = options['warmup'], options['num_train_steps']
-  return jnp.clip((total - step) / max(total - warmup, 1), 0.0, 1.0)
+  return min(1.0, max(0.0, (total - step) / max(total - warmup, 1)))
 
 
 # Fields of a config that `make_schedule` takes.
@@ -62,8 +64,10 @@ def make_schedule(
   steps_per_decay: int = 20_000,
   steps_per_cycle: int = 100_000,
   num_train_steps: int = 100_000,
-) -> optax.Schedule:
+) -> Schedule:
   """Return LRA's schedule: the product of the named factors at a step, the first being step 0.
+
+  It is computed on the host: no program depends on it.
 
   One factor is not LRA's: linear_decay, of pre-training and fine-tuning (the paper's Table 8).
 
@@ -85,7 +89,7 @@ def make_schedule(
     ValueError: for an unknown factor or warmup < 1.
 
   >>> schedule = make_schedule('constant * linear_warmup * rsqrt_decay', learning_rate=0.05)
-  >>> [round(float(schedule(step)), 6) for step in (0, 500, 1000, 4000)]
+  >>> [round(schedule(step), 6) for step in (0, 500, 1000, 4000)]
   [0.0, 0.000791, 0.001581, 0.000791]
   """
   names = [name.strip() for name in factors.split('*')]
@@ -104,16 +108,12 @@ def make_schedule(
   }
 
   def schedule(step):
-    value = 1.0
-    for name in names:
-      value = value * FACTORS[name](step, options)
-    return jnp.asarray(value, jnp.float32)
+    return math.prod(FACTORS[name](step, options) for name in names)
 
   return schedule
 
 
 def make_optimizer(
-  schedule: optax.Schedule,
   *,
   weight_decay: float,
   grad_clip_norm: float | None = None,
@@ -121,19 +121,21 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Return LRA's AdamW: β 0.9 and 0.98, ε 1e-9, decoupled weight decay on every parameter.
 
+  Its updates are those of a learning rate of 1, which `steps.train_step` multiplies: with the rate
+  outside, one compiled program serves all schedules, as those of a search for the best one.
+
   Args:
-    schedule: learning rate of each step.
     weight_decay: relative to the learning rate.
     grad_clip_norm: largest global norm of the gradient; None or 0 do not clip.
     adam_b2: the second β; 0.999 for pre-training and fine-tuning (the paper's Table 8).
   """
-  adamw = optax.adamw(schedule, b1=0.9, b2=adam_b2, eps=1e-9, weight_decay=weight_decay)
+  adamw = optax.adamw(1.0, b1=0.9, b2=adam_b2, eps=1e-9, weight_decay=weight_decay)
   if not grad_clip_norm:
     return adamw
   return optax.chain(optax.clip_by_global_norm(grad_clip_norm), adamw)
 
 
-def of_config(fields: Mapping[str, Any]) -> tuple[optax.Schedule, optax.GradientTransformation]:
+def of_config(fields: Mapping[str, Any]) -> tuple[Schedule, optax.GradientTransformation]:
   """Return the schedule and the optimiser of a resolved config.
 
   Raises:
@@ -141,4 +143,4 @@ def of_config(fields: Mapping[str, Any]) -> tuple[optax.Schedule, optax.Gradient
   """
   schedule = make_schedule(**{name: fields[name] for name in _SCHEDULE})
   options = {name: fields[name] for name in ('weight_decay', 'grad_clip_norm', 'adam_b2')}
-  return schedule, make_optimizer(schedule, **options)
+  return schedule, make_optimizer(**options)

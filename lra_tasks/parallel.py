@@ -124,6 +124,11 @@ def replicate(tree: Any) -> Any:
   return jax.pmap(lambda tree: tree, axis_name=AXIS)(copies)
 
 
+def broadcast(value: float) -> np.ndarray:
+  """Return a number for each local device, float32."""
+  return np.full(jax.local_device_count(), value, np.float32)
+
+
 def to_host(tree: Any) -> Any:
   """Return the first device's copy of a replicated tree, as NumPy arrays."""
   return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)

@@ -162,12 +162,21 @@ def step_keys(state: TrainState, resample_every: int, device: jax.Array) -> dict
 def train_step(
   state: TrainState,
   batch: dict[str, jax.Array],
+  learning_rate: jax.Array,
   *,
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   resample_every: int,
 ) -> tuple[TrainState, Sums]:
   """Take one step of gradient descent on one device's part of the batch.
+
+  Args:
+    state: before the step.
+    batch: one device's part.
+    learning_rate: of this step, float32.
+    model: to be trained.
+    optimizer: gives the updates of a learning rate of 1.
+    resample_every: steps between two draws of the frequencies.
 
   Returns:
     The new state and the sums of this step over all devices.
@@ -184,6 +193,7 @@ def train_step(
   total = jnp.maximum(sums['weight'], 1)  # Of ids to predict there may be none.
   grads = jax.tree.map(lambda grad: grad / total, grads)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  updates = jax.tree.map(lambda update: learning_rate * update, updates)
   state = state.replace(
     step=state.step + 1,
     params=optax.apply_updates(state.params, updates),

@@ -367,19 +367,20 @@ def _prepare_step(setting, fields, machine):
   batch = parallel.split(random_batch(fields))
   one = jax.eval_shape(init_state)
   stacked = lambda x: jax.ShapeDtypeStruct((jax.local_device_count(), *x.shape), x.dtype)
-  program = compile_program(function, jax.tree.map(stacked, one), batch)
-  return lambda: _measure_step(setting, fields, program, init, batch, machine)
+  rate = parallel.broadcast(fields['learning_rate'])
+  program = compile_program(function, jax.tree.map(stacked, one), batch, rate)
+  return lambda: _measure_step(setting, program, init, (batch, rate), machine)
 
 
-def _measure_step(setting, fields, program, init, batch, machine):
+def _measure_step(setting, program, init, arguments, machine):
   held = [parallel.replicate(init())]
 
   def step():
-    held[0], sums = program.call(held[0], batch)
+    held[0], sums = program.call(held[0], *arguments)
     return sums
 
   times = time_loop(step, repetitions=setting.repetitions, seconds=setting.seconds)
-  examples = tuple(fields['batch_size'] / value for value in times)
+  examples = tuple(arguments[0]['truncated'].size / value for value in times)
   floor = machine.floor(program.traffic_bytes, program.operations)
   peak = parallel.peak_memory_bytes()
   quantities = [

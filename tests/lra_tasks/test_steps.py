@@ -24,7 +24,7 @@ def make(model_type='gmm_prf'):
   if model_type == 'transformer':
     attention = {'attention_dropout_rate': 0.0}
   model = make_classifier(model_type, attention=attention, dropout_rate=0.0, **SIZES)
-  optimizer = optax.sgd(0.1)
+  optimizer = optax.sgd(1.0)
   state = jax.jit(functools.partial(steps.init_state, model, optimizer, seed=0))()
   return model, optimizer, state
 
@@ -54,18 +54,19 @@ def mapped(step, devices, **options):
   )
 
 
-def run(function, state, batch, devices):
+def run(function, state, batch, devices, *rate):
+  rate = [np.full(devices, value, np.float32) for value in rate]
   batch = {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
   copies = jax.tree.map(lambda x: np.stack([x] * devices), state)
-  return jax.tree.map(lambda x: np.asarray(x[0]), function(copies, batch))
+  return jax.tree.map(lambda x: np.asarray(x[0]), function(copies, batch, *rate))
 
 
 @pytest.mark.parametrize('model_type', slow_but(['transformer'], ['gmm_prf', 'transformer']))
 def test_two_devices_take_the_step_of_one(model_type):
   model, optimizer, state = make(model_type)
   options = {'model': model, 'optimizer': optimizer, 'resample_every': 100}
-  one = run(mapped(steps.train_step, 1, **options), state, make_batch(), 1)
-  two = run(mapped(steps.train_step, 2, **options), state, make_batch(), 2)
+  one = run(mapped(steps.train_step, 1, **options), state, make_batch(), 1, 0.1)
+  two = run(mapped(steps.train_step, 2, **options), state, make_batch(), 2, 0.1)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6), one, two)
 
 
@@ -80,7 +81,7 @@ def test_step_is_gradient_descent_on_the_mean_loss():
   gradient = jax.jit(jax.grad(loss))(state.params)
   expected = jax.tree.map(lambda p, g: np.asarray(p) - 0.1 * np.asarray(g), state.params, gradient)
   options = {'model': model, 'optimizer': optimizer, 'resample_every': 100}
-  after, sums = run(mapped(steps.train_step, 1, **options), state, batch, 1)
+  after, sums = run(mapped(steps.train_step, 1, **options), state, batch, 1, 0.1)
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), after.params, expected
   )
@@ -179,8 +180,8 @@ def test_a_single_draw_is_no_vote():
 def test_running_sums_accumulate():
   model, optimizer, state = make('gmm_rks')
   train = mapped(steps.train_step, 1, model=model, optimizer=optimizer, resample_every=100)
-  first, a = run(train, state, make_batch(seed=1), 1)
-  second, b = run(train, first, make_batch(seed=2), 1)
+  first, a = run(train, state, make_batch(seed=1), 1, 0.1)
+  second, b = run(train, first, make_batch(seed=2), 1, 0.1)
   for name, value in second.sums.items():
     np.testing.assert_allclose(value, a[name] + b[name], rtol=1e-6)
 
@@ -207,18 +208,19 @@ def test_a_step_is_compiled_once():
   model, optimizer, state = make('transformer')
   traces = []
 
-  def step(state, batch):
+  def step(state, batch, learning_rate):
     traces.append(1)
     options = {'model': model, 'optimizer': optimizer, 'resample_every': 100}
-    return steps.train_step(state, batch, **options)
+    return steps.train_step(state, batch, learning_rate, **options)
 
   train = parallel.over_devices(step, donate_state=True)
   batch = parallel.split(make_batch())
   state = parallel.replicate(state)
-  for _ in range(2):
-    state, _ = train(state, batch)
+  for rate in (0.1, 0.2):
+    state, _ = train(state, batch, parallel.broadcast(rate))
   zeros = jax.tree.map(np.zeros_like, parallel.to_host(state.sums))
-  state, _ = train(state.replace(sums=parallel.replicate(zeros)), batch)
-  state, _ = train(state, batch)
+  rate = parallel.broadcast(0.3)
+  state, _ = train(state.replace(sums=parallel.replicate(zeros)), batch, rate)
+  state, _ = train(state, batch, rate)
   assert len(traces) == 1
   assert parallel.to_host(state.step) == 4
