@@ -1,0 +1,235 @@
+"""Figures in the pages are those of the files that were measured, as they are rounded there.
+
+No file was kept of FastFood's transform and product, of fused kernels against XLA in training, and
+of what was measured on CPUs. docs/results.md is compared where reports are tested.
+"""
+
+import functools
+import json
+import pathlib
+import re
+
+from lra_tasks import speed_plots
+
+ROOT = pathlib.Path(__file__).parents[1]
+NUMBER = re.compile(r'\d[\d,]*(?:\.\d+)?')
+GIB = 2**10  # In MiB.
+BOTH = ('forward', 'forward + backward')
+
+
+# Pages.
+
+
+def shows(text, values):
+  """Return whether a text has these numbers and no others, in their order, to its own digits."""
+  found = [number.replace(',', '') for number in NUMBER.findall(text)]
+  if len(found) != len(values):
+    return False
+  halves = [0.5001 / 10 ** len(number.partition('.')[2]) for number in found]
+  pairs = zip(found, values, halves, strict=True)
+  return all(abs(float(number) - value) <= half for number, value, half in pairs)
+
+
+@functools.cache
+def read(page):
+  return (ROOT / page).read_text(encoding='utf-8')
+
+
+def says(page, sentence, values):
+  """Return whether a page has a sentence, once, with these numbers in the places of #."""
+  words = r'\s+'.join(map(re.escape, sentence.split()))
+  (match,) = re.finditer(words.replace(r'\#', f'({NUMBER.pattern})'), read(page))
+  return shows(' '.join(match.groups()), values)
+
+
+def table(page, section):
+  """Return the rows of the first table of a section, a list of cells each, without the header."""
+  text = re.split(rf'\n##+ {re.escape(section)}\n', read(page))[1].partition('\n#')[0]
+  lines = text.partition('\n\n|')[2].partition('\n\n')[0].splitlines()[2:]
+  rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
+  assert rows, f'{page} has no table in {section!r}'
+  return rows
+
+
+def name_of(cell):
+  """Return what stands in backquotes."""
+  return re.search('`(.+?)`', cell)[1]
+
+
+# Files.
+
+
+@functools.cache
+def cases(name):
+  path = ROOT / f'docs/speed/{name}_h200.json'
+  return json.loads(path.read_text(encoding='utf-8'))['cases']
+
+
+def measured(name, statistic='median', **labels):
+  """Return {quantity: median} of the one case of a file that has these labels."""
+  (case,) = (c for c in cases(name) if all(c.get(k) == v for k, v in labels.items()))
+  return {quantity['name']: quantity[statistic] for quantity in case['quantities']}
+
+
+@functools.cache
+def results(folder):
+  """Return {(task, model): (results, evaluations)} of the runs in a folder."""
+  found = {}
+  for path in sorted((ROOT / folder).rglob('results.json')):
+    run = json.loads(path.read_text(encoding='utf-8'))
+    lines = (path.parent / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
+    found[run['task'], run['model']] = run, [json.loads(line) for line in lines]
+  return found
+
+
+def accuracy(folder, *key):
+  return 100 * results(folder)[key][0]['accuracy']
+
+
+# docs/speed.md
+
+
+def attention(model, length, program=None):
+  return measured('op', model_type=model, max_length=length, program=program)
+
+
+def test_attention_alone():
+  page = 'docs/speed.md'
+  for row in table(page, 'Attention alone'):
+    length = int(row[0].replace(',', ''))
+    fused, xla = (attention('gmm_prf', length, program) for program in ('fused', 'xla'))
+    softmax = attention('transformer', length)
+    times = [case[name] for case in (fused, xla, softmax) for name in BOTH]
+    ratios = [softmax[name] / fused[name] for name in BOTH]
+    assert shows(' '.join(row[1:]), [*times, *ratios]), row
+  short, long, xla = (
+    [attention('gmm_prf', length, program)[f'{name}, temporary memory'] for name in BOTH]
+    for length, program in ((1024, 'fused'), (16_384, 'fused'), (1024, 'xla'))
+  )
+  sentence = '# MiB forward and # MiB with gradients at length 1,024, # and # MiB at 16,384'
+  assert says(page, sentence, short + long)
+  assert says(page, "XLA's path takes # and # GiB", [memory / GIB for memory in xla])
+  floors = [attention('gmm_prf', 1024, 'fused')[f'{name}, floor'] for name in BOTH]
+  assert says(page, 'at the rate of a copy takes # ms, with gradients # ms', floors)
+
+
+# Of Text: measured again, or with another number of frequencies than the preset's.
+APART = {('gmm_prf', 128): 'step_text128', ('generative_rks', 256): 'step_text_generative_rks'}
+
+
+def test_training_steps():
+  for row in table('docs/speed.md', 'Training steps'):
+    if row[0]:  # Rows below are of the same task.
+      task = row[0].partition(',')[0].lower()
+      batch, *_, length = (int(number.replace(',', '')) for number in NUMBER.findall(row[0]))
+    labels = {'model_type': name_of(row[1]), 'batch_size': batch, 'max_length': length}
+    if frequencies := re.search(r'M = (\d+)', row[1]):
+      labels['num_frequencies'] = int(frequencies[1])
+    apart = task == 'text' and APART.get((labels['model_type'], labels.get('num_frequencies')))
+    case = measured(apart or f'step_{task}', **labels)
+    softmax = measured(f'step_{task}', model_type='transformer')
+    ratios = [softmax['step'] / case['step'], case['step'] / case['step, floor']]
+    values = [case['step'], case['step, whole memory'] / GIB, *ratios]
+    assert shows(' '.join(row[2:]), values), row
+
+
+def test_several_gpus():
+  for row in table('docs/speed.md', 'Several GPUs'):
+    file = f'step_text_{row[0]}gpu'
+    case = measured(file)
+    values = [case['step'], *(measured(file, statistic)['step'] for statistic in ('min', 'max'))]
+    values += [case['step, kernels'], case['examples']]
+    values += [case['examples'] / measured('step_text_1gpu')['examples']]
+    assert shows(' '.join(row[1:]), values), row
+
+
+def test_predictions():
+  names = ('documents', 'latency, p50', 'latency, p99')
+  for row in table('docs/speed.md', 'Predictions'):
+    case = measured('inference_text', model_type=name_of(row[0]), batch_size=int(row[1]))
+    assert shows(' '.join(row[2:]), [case[name] for name in names]), row
+  case = measured('inference_million')
+  sentence = 'One document of 1,000,000 bytes takes # ms (p50; p99 # ms)'
+  assert says('docs/speed.md', sentence, [case[name] for name in names[1:]])
+
+
+# docs/mechanisms.md, docs/analysis.md
+
+
+def test_speed_and_memory_by_length():
+  """The table of `lra_tasks.speed_plots`, its models in the page's order."""
+  files = sorted(ROOT.glob('docs/speed/step_length*_h200.json'))
+  lines = speed_plots.speed_table(speed_plots.load(files)).splitlines()[5:]
+  made = {model: cells for model, *cells in (line.strip('| ').split(' | ') for line in lines)}
+  made['transformer'] = made.pop('softmax')
+  rows = table('docs/mechanisms.md', "LRA's table of speed and memory")
+  assert {name_of(row[0]): row[1:] for row in rows} == made
+
+
+def test_attention_of_the_mechanisms():
+  rows = table('docs/mechanisms.md', 'Attention alone, 1,024 to 16,384')
+  for row in rows:
+    found = [
+      measured('op_mechanisms', model_type=name_of(row[0]), max_length=length)
+      for length in (1024, 4096, 16_384)
+    ]
+    values = [case[name] for case in found for name in BOTH]
+    values += [case['forward + backward, temporary memory'] for case in found]
+    assert shows(' '.join(row[1:]), values), row
+  assert {name_of(row[0]) for row in rows} == {c['model_type'] for c in cases('op_mechanisms')}
+
+
+def test_short_trainings():
+  found = results('docs/short_trainings')
+  rows = table('docs/mechanisms.md', 'Short trainings')
+  for row in rows:
+    runs = [found[task, name_of(row[0])][0] for task in ('listops', 'text')]
+    values = [100 * run['accuracy'] for run in runs] + [run['parameters'] / 1e6 for run in runs]
+    assert shows(' '.join(row[1:]), values), row
+  assert {name_of(row[0]) for row in rows} == {model for _, model in found}
+  majority = [100 * run['majority_class'] for run in runs]
+  assert says('docs/mechanisms.md', 'the commonest class has # % and # %', majority)
+
+
+def test_sums_over_relevant_positions():
+  found = results('docs/analysis')
+  title = 'Sums over relevant positions: Fourier and positive features'
+  for row in table('docs/analysis.md', title):
+    task = f'sparse_sum/{row[0]}'
+    (rks, slow), (prf, fast) = (found[task, model] for model in ('gmm_rks', 'gmm_prf'))
+    below = [line['step'] for line in slow if line['eval_accuracy'] < 0.8][-1:]
+    above = [line['step'] for line in fast if line['eval_accuracy'] > 0.6][:1]
+    values = [100 * rks['accuracy'], *below, 100 * prf['accuracy'], *above]
+    assert shows(' '.join(row[1:]), values), row
+  majority = [100 * prf['majority_class']]
+  assert says('docs/analysis.md', 'The commonest class has # %.', majority)
+
+
+# README.md
+
+
+def test_speed_in_the_readme():
+  lengths = (1024, 4096, 16_384, 65_536, 262_144)
+  fused = [[attention('gmm_prf', n, 'fused')[name] for n in lengths] for name in BOTH]
+  values = [bound(times) for times in fused for bound in (min, max)]
+  values += [attention('transformer', n)[name] for n in (1024, 4096, 262_144) for name in BOTH]
+  sentence = """take # to # ms forward and # to # ms with gradients at every length; cuDNN's softmax
+    takes # and # ms at length 1,024, # and # ms at 4,096, # and # ms at 262,144"""
+  assert says('README.md', sentence, values)
+
+  for row in table('README.md', 'Speed'):
+    task, models = row[0].partition(' ')[0].lower(), re.findall('`(.+?)`', row[1])
+    *found, softmax = (measured(f'step_{task}', model_type=m) for m in [*models, 'transformer'])
+    values = [case['step'] for case in found]
+    values += [max(case['step, whole memory'] for case in found) / GIB]
+    values += [softmax['step'], softmax['step, whole memory'] / GIB]
+    assert shows(' '.join(row[1:]), values), row
+
+
+def test_trainings_in_the_readme():
+  runs = [(task, model) for task in ('listops', 'text') for model in ('gmm_prf', 'transformer')]
+  values = [accuracy('docs/short_trainings', *run) for run in runs]
+  assert says('README.md', '(ListOps # and # %, Text # and # % after 2,000 steps)', values)
+  values = [accuracy('docs/analysis', 'sparse_sum/0.9', m) for m in ('gmm_rks', 'gmm_prf')]
+  sentence = 'nine in ten of 200 positions count it reached # %, `gmm_prf` # %'
+  assert says('README.md', sentence, values)
