@@ -40,8 +40,8 @@ class Loop:
 
   Attributes:
     fields: the resolved config.
-    train_step: (state, batch, learning rate) -> (state, sums), over all devices; takes over the
-      state's memory.
+    train_step: (state, parts of a batch, learning rate) -> (state, sums), over all devices; takes
+      over the state's memory.
     validate: state -> sums of the validation split, or None when asked to stop meanwhile.
     schedule: learning rate of each step.
     checkpoints: of the run.
@@ -63,7 +63,7 @@ class Loop:
     Args:
       step: number of updates that `state` has behind it.
       state: replicated over the local devices.
-      data: iterator over the batches of this process; its place is saved too.
+      data: iterator over the batches of this process, in parts; its place is saved too.
 
     Returns:
       The step reached, its state, and whether that is the end (False: asked to stop).
@@ -95,8 +95,9 @@ class Loop:
           saved = step
         if step == total or self.preemption.requested(step):
           break
-        rate = parallel.broadcast(self.schedule(step))
-        state, sums = self.train_step(state, parallel.split(next(data)), rate)
+        rate = parallel.broadcast(np.float32(self.schedule(step)))
+        parts = tuple(parallel.split(part) for part in next(data))
+        state, sums = self.train_step(state, parts, rate)
         step += 1
         pending.append((step, sums))
         latest = _settle(pending, _RUN_AHEAD)
@@ -192,28 +193,57 @@ def evaluate(
   state: Any,
   batches: Iterable[Batch],
   stop: Callable[[], bool] = lambda: False,
+  *,
+  num_samples: int = 1,
 ) -> dict[str, Any] | None:
   """Return the sums over all batches, in float64; None if asked to stop meanwhile.
 
-  'votes' are the `VoteMetrics` of all examples where the step makes several draws, else None.
+  Each example is evaluated with `num_samples` independent draws of the frequencies (the paper
+  averages the accuracy over 100), and sums run over them all. 'accuracy_by_draw' [num_samples] has
+  the correct answers of each draw, 'confusion_by_draw' [num_samples, c, c] the counts of
+  `steps.eval_step`; 'votes' are the `VoteMetrics` of all examples where there are several draws,
+  else None.
+
+  Args:
+    eval_step: (state, batch, draw) -> sums, over all devices.
+    state: replicated over the local devices.
+    batches: of one pass over a split.
+    stop: asked before each batch.
+    num_samples: draws, from 1.
   """
-  total: dict[str, Any] = collections.defaultdict(float)
-  pending: collections.deque[Any] = collections.deque()
+  totals = [collections.defaultdict(float) for _ in range(num_samples)]
+  pending: collections.deque[list[Any]] = collections.deque()
   votes = Votes()
 
   def take(keep: int) -> None:
     while len(pending) > keep:
-      sums = parallel.to_host(pending.popleft())
-      if draws := sums.pop('draws', None):
-        real = draws['weights'] > 0  # The others fill up the batch.
-        votes.add(count_votes(draws['logits'][:, real]), draws['targets'][real])
-      for name, value in sums.items():
-        total[name] = total[name] + value.astype(np.float64)
+      draws = pending.popleft()
+      examples = [sums.pop('examples', None) for sums in draws]
+      for total, sums in zip(totals, draws, strict=True):
+        for name, value in parallel.to_host(sums).items():
+          total[name] = total[name] + value.astype(np.float64)
+      if num_samples > 1 and examples[0]:
+        _count_votes(votes, parallel.to_host(examples))
 
   for batch in batches:
     if stop():
       return None
-    pending.append(eval_step(state, parallel.split(batch)))
+    parts = parallel.split(batch)
+    draws = range(num_samples)
+    pending.append([eval_step(state, parts, parallel.broadcast(np.int32(i))) for i in draws])
     take(_RUN_AHEAD)
   take(0)
-  return {**total, 'votes': votes.metrics()}
+  by_draw = {
+    f'{name}_by_draw': np.array([total[name] for total in totals])
+    for name in ('accuracy', 'confusion')
+    if name in totals[0]
+  }
+  sums = {name: sum(total[name] for total in totals) for name in totals[0] if name != 'confusion'}
+  return sums | by_draw | {'votes': votes.metrics()}
+
+
+def _count_votes(votes: Votes, draws: list[dict[str, np.ndarray]]) -> None:
+  """Count the votes of a batch, which several draws have answered."""
+  real = draws[0]['weights'] > 0  # The others fill up the batch.
+  logits = np.stack([draw['logits'][real] for draw in draws])
+  votes.add(count_votes(logits), draws[0]['targets'][real])

@@ -124,9 +124,9 @@ def replicate(tree: Any) -> Any:
   return jax.pmap(lambda tree: tree, axis_name=AXIS)(copies)
 
 
-def broadcast(value: float) -> np.ndarray:
-  """Return a number for each local device, float32."""
-  return np.full(jax.local_device_count(), value, np.float32)
+def broadcast(value: np.generic) -> np.ndarray:
+  """Return a number for each local device, of the same dtype."""
+  return np.full(jax.local_device_count(), value)
 
 
 def to_host(tree: Any) -> Any:

@@ -7,6 +7,7 @@ no sum, as a median over examples, is computed on the host, from the logits of a
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -159,20 +160,25 @@ def step_keys(state: TrainState, resample_every: int, device: jax.Array) -> dict
   return {'dropout': dropout, 'spectral': spectral}
 
 
+def _keys_of_part(keys: dict[str, jax.Array], part: int) -> dict[str, jax.Array]:
+  """Return the keys of a part: dropout differs, frequencies are those of the step."""
+  return keys | {'dropout': jax.random.fold_in(keys['dropout'], part)} if part else keys
+
+
 def train_step(
   state: TrainState,
-  batch: dict[str, jax.Array],
+  parts: Sequence[dict[str, jax.Array]],
   learning_rate: jax.Array,
   *,
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   resample_every: int,
 ) -> tuple[TrainState, Sums]:
-  """Take one step of gradient descent on one device's part of the batch.
+  """Take one step of gradient descent on one device's share of the batch.
 
   Args:
     state: before the step.
-    batch: one device's part.
+    parts: of the device's share of the batch, each padded to a length of its own.
     learning_rate: of this step, float32.
     model: to be trained.
     optimizer: gives the updates of a learning rate of 1.
@@ -184,7 +190,11 @@ def train_step(
   rngs = step_keys(state, resample_every, jax.lax.axis_index(AXIS))
 
   def loss_fn(params):
-    _, sums = _apply(model, params, batch, deterministic=False, rngs=rngs)
+    found = [
+      _apply(model, params, part, deterministic=False, rngs=_keys_of_part(rngs, i))[1]
+      for i, part in enumerate(parts)
+    ]
+    sums = jax.tree.map(lambda *values: sum(values), *found)
     return sums['loss'], sums
 
   grads, sums = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -204,42 +214,30 @@ def train_step(
 
 
 def eval_step(
-  state: TrainState, batch: dict[str, jax.Array], *, model: nn.Module, num_samples: int
+  state: TrainState, batch: dict[str, jax.Array], draw: jax.Array, *, model: nn.Module
 ) -> dict[str, Any]:
-  """Return the sums of a batch over all devices, with label counts.
+  """Return the sums of a batch over all devices, with label counts, for one draw of frequencies.
 
-  'accuracy_by_draw' [num_samples] has the correct answers of each draw; of classifiers,
-  'confusion_by_draw' [num_samples, c, c] has the answers given (columns) to each label (rows). Of
-  classifiers with several draws, 'draws' is no sum but what votes are counted from: 'logits'
-  [num_samples, b, c], 'targets' [b] and 'weights' [b] of the whole batch of b examples, on every
-  device; 1 MB for 100 draws of 256 examples with ten classes.
+  Of classifiers, 'confusion' [c, c] counts the answers given (columns) to each label (rows), and
+  'examples' is no sum but what votes are counted from: 'logits' [b, c], 'targets' [b] and 'weights'
+  [b] of the whole batch of b examples, on every device.
 
   Args:
     state: its parameters and key 'evaluation' are used.
     batch: one device's part.
-    model: the classifier.
-    num_samples: independent draws of the frequencies, each evaluated by itself (the paper
-      averages the accuracy over 100); sums run over them all. Draw i depends on i alone.
+    draw: number of the draw, int32, from 0; its frequencies depend on it alone. As an argument it
+      leaves the compiled program the same.
+    model: to be evaluated.
   """
   key = jax.random.wrap_key_data(state.keys['evaluation'])
-
-  def one(sample):
-    rngs = {'spectral': jax.random.fold_in(key, sample)}
-    logits, sums = _apply(model, state.params, batch, rngs=rngs)
-    if isinstance(model, MaskedLanguageModel):
-      return sums, {}, None
-    place = batch['targets'], jnp.argmax(logits, axis=-1)
-    counts = jnp.zeros((model.num_classes,) * 2).at[place].add(batch['weights'])
-    return sums, {'confusion_by_draw': counts}, logits if num_samples > 1 else None
-
-  draws, by_draw, logits = jax.lax.map(one, jnp.arange(num_samples))
-  sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), draws)
-  sums |= by_draw | {'accuracy_by_draw': draws['accuracy']}
-  labels = jnp.zeros(model.num_classes).at[batch['targets']].add(batch['weights'])
-  sums['labels'] = labels * num_samples
-  sums = jax.lax.psum(sums, AXIS)
-  if logits is None:
-    return sums
+  rngs = {'spectral': jax.random.fold_in(key, draw)}
+  logits, sums = _apply(model, state.params, batch, rngs=rngs)
+  targets, weights = batch['targets'], batch['weights']
+  sums['labels'] = jnp.zeros(model.num_classes).at[targets].add(weights)
+  if isinstance(model, MaskedLanguageModel):
+    return jax.lax.psum(sums, AXIS)
+  place = targets, jnp.argmax(logits, axis=-1)
+  sums['confusion'] = jnp.zeros((model.num_classes,) * 2).at[place].add(weights)
   whole = functools.partial(jax.lax.all_gather, axis_name=AXIS, tiled=True)
-  examples = {name: whole(batch[name]) for name in ('targets', 'weights')}
-  return sums | {'draws': examples | {'logits': whole(logits, axis=1)}}
+  examples = {'logits': logits, 'targets': targets, 'weights': weights}
+  return jax.lax.psum(sums, AXIS) | {'examples': jax.tree.map(whole, examples)}

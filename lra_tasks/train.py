@@ -29,6 +29,7 @@ from lra_tasks import configuration, optimizer, parallel, rundir, steps, tasks
 from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.console import set_up_logging
 from lra_tasks.data import datasets, pipeline
+from lra_tasks.data.parts import Parts, describe, plan
 from lra_tasks.files import write_json
 from lra_tasks.finished import Run, read_folder
 from lra_tasks.loop import Loop, NonFiniteLossError, evaluate
@@ -130,12 +131,11 @@ def train(
     stack.callback(log.close)
     state = parallel.replicate(state)
 
-    # By the number of draws: the test may share its program with the validation.
-    eval_step = functools.cache(lambda num_samples: _eval_step(model, num_samples))
+    eval_step = parallel.over_devices(functools.partial(steps.eval_step, model=model))
     loop = Loop(
       fields=fields,
       train_step=_train_step(fields, model, adamw),
-      validate=lambda state: evaluate(eval_step(1), state, validation, preemption.pending),
+      validate=lambda state: evaluate(eval_step, state, validation, preemption.pending),
       schedule=schedule,
       checkpoints=checkpoints,
       log=log,
@@ -216,12 +216,31 @@ def _read_splits(
   shapes = {name: fields[name] for name in ('batch_size', 'max_length')}
   shapes |= {'num_inputs': spec.num_inputs, 'masking': configuration.masking(fields, tokenizer)}
   shapes['share'] = parallel.share()
-  evaluation = functools.partial(pipeline.Evaluation, trim=ignores_padding(model), **shapes)
+  trim, train = ignores_padding(model), read('train')
+  # Several processes run one program: the parts of one may not be those of another.
+  parts = _plan_parts(fields, train, spec) if trim and jax.process_count() == 1 else None
+  evaluation = functools.partial(pipeline.Evaluation, trim=trim, **shapes)
   return (
-    pipeline.train_batches(read('train'), seed=fields['random_seed'], **shapes),
+    pipeline.train_batches(train, seed=fields['random_seed'], parts=parts, **shapes),
     evaluation(read('validation'), num_batches=fields['num_eval_steps']),
     evaluation(read('test')),
   )
+
+
+def _plan_parts(fields: dict[str, Any], source: Any, spec: tasks.TaskSpec) -> Parts | None:
+  """Return how training batches are divided to be padded less, None for not at all."""
+  sizes = {name: fields[name] for name in ('batch_size', 'max_length')}
+  attention, mlp = 4 * fields['qkv_dim'], 2 * fields['mlp_dim']
+  found = plan(
+    pipeline.sample_lengths(source, spec.num_inputs),
+    num_steps=fields['num_train_steps'],
+    num_weights=fields['num_layers'] * fields['emb_dim'] * (attention + mlp),
+    num_devices=jax.device_count(),
+    **sizes,
+  )
+  if found:
+    logger.info('%s', describe(found, **sizes))
+  return found
 
 
 def _init_state(fields: dict[str, Any], model: nn.Module, adamw: Any) -> Any:
@@ -260,17 +279,12 @@ def _train_step(fields: dict[str, Any], model: nn.Module, adamw: Any) -> Callabl
   return parallel.over_devices(step, donate_state=True)
 
 
-def _eval_step(model: nn.Module, num_samples: int) -> Callable[..., Any]:
-  step = functools.partial(steps.eval_step, model=model, num_samples=num_samples)
-  return parallel.over_devices(step)
-
-
 def _test(
   loop: Loop,
   step: int,
   state: Any,
   test: pipeline.Evaluation,
-  eval_step: Callable[[int], Callable[..., Any]],
+  eval_step: Callable[..., Any],
   description: dict[str, Any],
   model_dir: str,
 ) -> int:
@@ -281,7 +295,7 @@ def _test(
     step: number of steps taken.
     state: after them, replicated.
     test: batches of the split.
-    eval_step: number of draws -> step of the evaluation.
+    eval_step: of the evaluation, over all devices.
     description: contents of config.json.
     model_dir: where results.json is written.
 
@@ -292,7 +306,7 @@ def _test(
   if best is not None:
     state = parallel.replicate(loop.checkpoints.restore(best, parallel.to_host(state)))
   samples = loop.fields['eval_samples'] if configuration.is_stochastic(loop.fields) else 1
-  sums = evaluate(eval_step(samples), state, test, loop.preemption.pending)
+  sums = evaluate(eval_step, state, test, loop.preemption.pending, num_samples=samples)
   if sums is None:
     logger.info('Stopped before the test; the same command goes on from there.')
     return loop.preemption.exit_code

@@ -1,8 +1,8 @@
 """Batches: data source -> Grain -> padded arrays, the share of one process.
 
 A batch is a dictionary of NumPy arrays with leading axis b, the process's share:
-  inputs int32[b, max_length]   ids, 0 behind the end; of pairs, int32[b, 2, max_length]; shorter in
-                                evaluations, where all of a batch fit (`Evaluation`)
+  inputs int32[b, max_length]   ids, 0 behind the end; of pairs, int32[b, 2, max_length]; shorter
+                                where all of a batch fit (`Evaluation`, `parts.Parts`)
   lengths int32[b]              valid positions; of pairs, int32[b, 2]
   targets int32[b]              labels
   weights float32[b]            0 where a row only fills up the last batch
@@ -29,7 +29,7 @@ from typing import Any
 import grain
 import numpy as np
 
-Batch = dict[str, np.ndarray]
+from lra_tasks.data.parts import Batch, Parts
 
 # Batches of one length that make it worth a program of its own.
 _LEAST_BATCHES = 32
@@ -160,8 +160,11 @@ def train_batches(
   share: Share,
   num_inputs: int = 1,
   masking: Masking | None = None,
+  parts: Parts | None = None,
 ) -> grain.DatasetIterator:
   """Return an endless iterator, shuffled anew in every epoch, whose state can be saved.
+
+  It yields the parts of each batch, a tuple.
 
   Args:
     source: records with `inputs` (of pairs, `inputs1` and `inputs2`) and `target`, read by
@@ -172,6 +175,7 @@ def train_batches(
     share: this process's part.
     num_inputs: 1, or 2 for pairs.
     masking: None trains on labels.
+    parts: how batches are divided; None leaves them whole, one part.
 
   Raises:
     ValueError: if the source is smaller than one batch.
@@ -182,11 +186,13 @@ def train_batches(
     )
   rows, order = share.of(batch_size), Order(len(source), seed)
 
-  def load(batch: int) -> Batch:
+  def load(batch: int) -> tuple[Batch, ...]:
     # Records are read only for the rows of this process.
     indices = order[batch * batch_size + rows.start : batch * batch_size + rows.stop]
-    rows_of_batch = collate(source, indices.tolist(), max_length, num_inputs)
-    return masking(rows_of_batch, batch, rows, batch_size) if masking else rows_of_batch
+    whole = collate(source, indices.tolist(), max_length, num_inputs)
+    if masking:
+      whole = masking(whole, batch, rows, batch_size)
+    return parts.cut(whole) if parts else (whole,)
 
   dataset = grain.MapDataset.range(sys.maxsize // batch_size).map(load)
   return iter(dataset.to_iter_dataset(_READ))
@@ -196,8 +202,8 @@ class Evaluation:
   """One pass over a split, as often as it is iterated over; every example counts once.
 
   Short sequences stand together in batches that are padded to a half or a quarter of `max_length`,
-  where those are many: most reviews have a third of the positions that a batch of LRA has. Batches
-  that are not full are filled up with rows of weight 0.
+  and have two or four times the rows, where those are many: most reviews have a third of the
+  positions that a batch of LRA has. Batches that are not full are filled up with rows of weight 0.
 
   Args:
     source: as in `train_batches`.
@@ -224,7 +230,7 @@ class Evaluation:
     masking: Masking | None = None,
   ) -> None:
     self._source, self._max_length, self._num_inputs = source, max_length, num_inputs
-    self._rows, self._batch_size, self._trim = share.of(batch_size), batch_size, trim
+    self._share, self._batch_size, self._trim = share, batch_size, trim
     self._masking = masking
     self._count = len(source) if num_batches < 0 else min(len(source), num_batches * batch_size)
 
@@ -234,30 +240,36 @@ class Evaluation:
 
   def _load(self, batch: int) -> Batch:
     indices, length = self._plan[batch]
-    found = collate(self._source, indices[self._rows], length, self._num_inputs)
-    if self._masking:
-      found = self._masking(found, batch, self._rows, self._batch_size)
-    return found
+    rows = self._share.of(len(indices))
+    found = collate(self._source, indices[rows], length, self._num_inputs)
+    return self._masking(found, batch, rows, len(indices)) if self._masking else found
 
   @functools.cached_property
   def _plan(self) -> list[tuple[list[int | None], int]]:
     """Indices of the examples of each global batch, and what it is padded to."""
     groups = {self._max_length: list(range(self._count))}
     if self._trim and self._count >= 2 * _LEAST_BATCHES * self._batch_size:
-      lengths = _read_lengths(self._source, self._count, self._num_inputs)
+      lengths = _read_lengths(self._source, range(self._count), self._num_inputs)
       groups = _by_length(lengths, self._max_length, _LEAST_BATCHES * self._batch_size)
+    sizes = {length: self._batch_size * (self._max_length // length) for length in groups}
     return [
-      (_filled(members[start : start + self._batch_size], self._batch_size), length)
+      (_filled(members[start : start + sizes[length]], sizes[length]), length)
       for length, members in groups.items()
-      for start in range(0, len(members), self._batch_size)
+      for start in range(0, len(members), sizes[length])
     ]
 
 
-def _read_lengths(source: Sequence[Any], count: int, num_inputs: int) -> np.ndarray:
-  """Return the length of each example, of pairs the larger one, int64[count]."""
+def sample_lengths(source: Sequence[Any], num_inputs: int, size: int = 4096) -> np.ndarray:
+  """Return the lengths of some examples, always the same ones, int64[at most size]."""
+  indices = Order(len(source), seed=0)[0 : min(size, len(source))]
+  return _read_lengths(source, indices.tolist(), num_inputs)
+
+
+def _read_lengths(source: Sequence[Any], indices: Sequence[int], num_inputs: int) -> np.ndarray:
+  """Return the length of each example, of pairs the larger one, int64[n]."""
   names, lengths = input_names(num_inputs), []
-  for start in range(0, count, 1000):
-    records = source.__getitems__(range(start, min(start + 1000, count)))
+  for start in range(0, len(indices), 1000):
+    records = source.__getitems__(indices[start : start + 1000])
     lengths += [max(len(record[name]) for name in names) for record in records]
   return np.array(lengths)
 

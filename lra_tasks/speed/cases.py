@@ -367,12 +367,14 @@ def _prepare_step(setting, fields, machine):
   batch = parallel.split(random_batch(fields))
   one = jax.eval_shape(init_state)
   stacked = lambda x: jax.ShapeDtypeStruct((jax.local_device_count(), *x.shape), x.dtype)
-  rate = parallel.broadcast(fields['learning_rate'])
-  program = compile_program(function, jax.tree.map(stacked, one), batch, rate)
-  return lambda: _measure_step(setting, program, init, (batch, rate), machine)
+  rate = parallel.broadcast(np.float32(fields['learning_rate']))
+  program = compile_program(function, jax.tree.map(stacked, one), (batch,), rate)
+  return lambda: _measure_step(
+    setting, fields['batch_size'], program, init, ((batch,), rate), machine
+  )
 
 
-def _measure_step(setting, program, init, arguments, machine):
+def _measure_step(setting, num_examples, program, init, arguments, machine):
   held = [parallel.replicate(init())]
 
   def step():
@@ -380,7 +382,7 @@ def _measure_step(setting, program, init, arguments, machine):
     return sums
 
   times = time_loop(step, repetitions=setting.repetitions, seconds=setting.seconds)
-  examples = tuple(arguments[0]['truncated'].size / value for value in times)
+  examples = tuple(num_examples / value for value in times)
   floor = machine.floor(program.traffic_bytes, program.operations)
   peak = parallel.peak_memory_bytes()
   quantities = [

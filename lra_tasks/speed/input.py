@@ -33,7 +33,7 @@ def measure_input(setting: Setting) -> Measurements:
       seed=fields['random_seed'],
       share=pipeline.Share(),
     )
-    batch = next(batches)
+    (batch,) = next(batches)
     values = {('time to the first batch', 's'): time.perf_counter() - start}
     values |= _measure_rates(batches, setting.seconds, fields['batch_size'], _size(batch))
     if memory is not None:
@@ -56,7 +56,7 @@ def measure_input(setting: Setting) -> Measurements:
 
 
 def _measure_rates(
-  batches: Iterator[pipeline.Batch], seconds: float, examples: int, size: int
+  batches: Iterator[tuple[pipeline.Batch, ...]], seconds: float, examples: int, size: int
 ) -> dict[tuple[str, str], float]:
   """Take batches for some seconds and return what comes in a second."""
   for _ in range(_WARM_UP):

@@ -8,8 +8,8 @@ import pytest
 from breadth import slow_but
 
 from kl_flax.models import make_classifier
-from lra_tasks import parallel, steps
-from lra_tasks.loop import evaluate
+from lra_tasks import loop, parallel, steps
+from lra_tasks.data.parts import Parts
 
 SIZES = {
   'num_classes': 4, 'vocab_size': 8, 'emb_dim': 8, 'num_heads': 2, 'num_layers': 1, 'qkv_dim': 8,
@@ -54,19 +54,20 @@ def mapped(step, devices, **options):
   )
 
 
-def run(function, state, batch, devices, *rate):
-  rate = [np.full(devices, value, np.float32) for value in rate]
-  batch = {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
+def run(function, state, batch, devices, number):
+  """Return what a step makes of a batch, or of its parts, with a learning rate or of a draw."""
+  divide = lambda x: x.reshape(devices, -1, *x.shape[1:])
+  batch, number = jax.tree.map(divide, batch), np.full(devices, number)
   copies = jax.tree.map(lambda x: np.stack([x] * devices), state)
-  return jax.tree.map(lambda x: np.asarray(x[0]), function(copies, batch, *rate))
+  return jax.tree.map(lambda x: np.asarray(x[0]), function(copies, batch, number))
 
 
 @pytest.mark.parametrize('model_type', slow_but(['transformer'], ['gmm_prf', 'transformer']))
 def test_two_devices_take_the_step_of_one(model_type):
   model, optimizer, state = make(model_type)
   options = {'model': model, 'optimizer': optimizer, 'resample_every': 100}
-  one = run(mapped(steps.train_step, 1, **options), state, make_batch(), 1, 0.1)
-  two = run(mapped(steps.train_step, 2, **options), state, make_batch(), 2, 0.1)
+  one = run(mapped(steps.train_step, 1, **options), state, [make_batch()], 1, 0.1)
+  two = run(mapped(steps.train_step, 2, **options), state, [make_batch()], 2, 0.1)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6), one, two)
 
 
@@ -81,12 +82,26 @@ def test_step_is_gradient_descent_on_the_mean_loss():
   gradient = jax.jit(jax.grad(loss))(state.params)
   expected = jax.tree.map(lambda p, g: np.asarray(p) - 0.1 * np.asarray(g), state.params, gradient)
   options = {'model': model, 'optimizer': optimizer, 'resample_every': 100}
-  after, sums = run(mapped(steps.train_step, 1, **options), state, batch, 1, 0.1)
+  after, sums = run(mapped(steps.train_step, 1, **options), state, [batch], 1, 0.1)
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), after.params, expected
   )
   assert after.step == 1
   assert sums['loss'] / sums['weight'] == pytest.approx(float(loss(state.params)), rel=1e-5)
+
+
+@pytest.mark.parametrize('model_type', slow_but(['gmm_prf'], ['gmm_prf', 'gmm_rks', 'transformer']))
+@pytest.mark.parametrize('devices', [1, 2])
+def test_parts_of_a_batch_make_the_step_of_the_whole(model_type, devices):
+  model, optimizer, state = make(model_type)
+  batch = make_batch(8)
+  batch['lengths'] = np.array([6, 2, 1, 4, 3, 2, 5, 1], np.int32)
+  batch['inputs'] *= np.arange(6) < batch['lengths'][:, None]
+  train = mapped(steps.train_step, devices, model=model, optimizer=optimizer, resample_every=100)
+  parts = Parts((4, 2, 2), (2, 4, 6)).cut(batch)
+  assert [part['inputs'].shape for part in parts] == [(4, 2), (2, 4), (2, 6)]
+  one, many = (run(train, state, x, devices, 0.1) for x in ((batch,), parts))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6), one, many)
 
 
 def test_rows_of_weight_zero_do_not_count():
@@ -95,8 +110,9 @@ def test_rows_of_weight_zero_do_not_count():
   batch['weights'][2:] = 0
   filled['weights'][2:] = 0
   filled['inputs'][2:], filled['lengths'][2:] = 0, 0
-  evaluate = mapped(steps.eval_step, 2, model=model, num_samples=1)
-  a, b = run(evaluate, state, batch, 2), run(evaluate, state, filled, 2)
+  evaluate = mapped(steps.eval_step, 2, model=model)
+  a, b = run(evaluate, state, batch, 2, 0), run(evaluate, state, filled, 2, 0)
+  del a['examples'], b['examples']
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), a, b)
   assert a['weight'] == 2
   np.testing.assert_array_equal(a['labels'], np.bincount(batch['targets'][:2], minlength=4))
@@ -119,9 +135,8 @@ def test_frequencies_change_exactly_at_multiples_of_resample_every():
 def test_evaluation_averages_over_independent_draws():
   model, _, state = make('gmm_rks')
   batch = make_batch()
-  sums = {
-    n: run(mapped(steps.eval_step, 1, model=model, num_samples=n), state, batch, 1) for n in (1, 3)
-  }
+  step = mapped(steps.eval_step, 2, model=model)
+  sums = {n: loop.evaluate(step, parallel.replicate(state), [batch], num_samples=n) for n in (1, 3)}
   key = jax.random.wrap_key_data(state.keys['evaluation'])
   losses, correct = [], []
   for sample in range(3):
@@ -144,10 +159,10 @@ def test_votes_of_an_evaluation_are_those_of_its_draws():
   model, _, state = make('gmm_rks')
   batches = [make_batch(seed=seed) for seed in (3, 4)]
   batches[1]['weights'][1:] = 0
-  one, two = (mapped(steps.eval_step, n, model=model, num_samples=3) for n in (1, 2))
-  draws = [run(step, state, batches[0], n)['draws'] for n, step in ((1, one), (2, two))]
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *draws)
-  votes = evaluate(two, parallel.replicate(state), batches)['votes']
+  one, two = (mapped(steps.eval_step, n, model=model) for n in (1, 2))
+  answers = [run(step, state, batches[0], n, 2)['examples'] for n, step in ((1, one), (2, two))]
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *answers)
+  votes = loop.evaluate(two, parallel.replicate(state), batches, num_samples=3)['votes']
 
   key = jax.random.wrap_key_data(state.keys['evaluation'])
   right, inconsistency, deviation = [], [], []
@@ -173,15 +188,15 @@ def test_votes_of_an_evaluation_are_those_of_its_draws():
 
 def test_a_single_draw_is_no_vote():
   model, _, state = make('transformer')
-  step = mapped(steps.eval_step, 2, model=model, num_samples=1)
-  assert evaluate(step, parallel.replicate(state), [make_batch()])['votes'] is None
+  step = mapped(steps.eval_step, 2, model=model)
+  assert loop.evaluate(step, parallel.replicate(state), [make_batch()])['votes'] is None
 
 
 def test_running_sums_accumulate():
   model, optimizer, state = make('gmm_rks')
   train = mapped(steps.train_step, 1, model=model, optimizer=optimizer, resample_every=100)
-  first, a = run(train, state, make_batch(seed=1), 1, 0.1)
-  second, b = run(train, first, make_batch(seed=2), 1, 0.1)
+  first, a = run(train, state, [make_batch(seed=1)], 1, 0.1)
+  second, b = run(train, first, [make_batch(seed=2)], 1, 0.1)
   for name, value in second.sums.items():
     np.testing.assert_allclose(value, a[name] + b[name], rtol=1e-6)
 
@@ -217,10 +232,10 @@ def test_a_step_is_compiled_once():
   batch = parallel.split(make_batch())
   state = parallel.replicate(state)
   for rate in (0.1, 0.2):
-    state, _ = train(state, batch, parallel.broadcast(rate))
+    state, _ = train(state, (batch,), parallel.broadcast(np.float32(rate)))
   zeros = jax.tree.map(np.zeros_like, parallel.to_host(state.sums))
-  rate = parallel.broadcast(0.3)
-  state, _ = train(state.replace(sums=parallel.replicate(zeros)), batch, rate)
-  state, _ = train(state, batch, rate)
+  rate = parallel.broadcast(np.float32(0.3))
+  state, _ = train(state.replace(sums=parallel.replicate(zeros)), (batch,), rate)
+  state, _ = train(state, (batch,), rate)
   assert len(traces) == 1
   assert parallel.to_host(state.step) == 4

@@ -88,7 +88,8 @@ def test_processes_mask_alike():
 
   def take(share):
     batches = train_batches(Source(), seed=1, share=share, **options)
-    return [next(batches) for _ in range(4)] + list(Evaluation(Source(), share=share, **options))
+    trained = [next(batches)[0] for _ in range(4)]
+    return trained + list(Evaluation(Source(), share=share, **options))
 
   whole, parts = take(Share()), [take(Share(i, 2)) for i in range(2)]
   for step, batch in enumerate(whole):

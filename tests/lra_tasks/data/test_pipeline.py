@@ -20,8 +20,14 @@ class Source:
     return [{'inputs': np.full(i + 1, i % 7 + 1, np.uint8), 'target': i} for i in indices]
 
 
+def whole(iterator):
+  """Return the next batch, which is one part."""
+  (batch,) = next(iterator)
+  return batch
+
+
 def take(iterator, count):
-  return [next(iterator) for _ in range(count)]
+  return [whole(iterator) for _ in range(count)]
 
 
 def equal(a, b):
@@ -54,7 +60,7 @@ def test_pairs_are_padded_side_by_side():
   np.testing.assert_array_equal(batch['truncated'], [1, 0, 0])
   np.testing.assert_array_equal(batch['weights'], [1, 0, 1])
   options = {'batch_size': 4, 'max_length': 3, 'share': Share(1, 2), 'num_inputs': 2}
-  assert next(train_batches(Pairs(8), seed=0, **options))['inputs'].shape == (2, 2, 3)
+  assert whole(train_batches(Pairs(8), seed=0, **options))['inputs'].shape == (2, 2, 3)
   assert next(iter(Evaluation(Pairs(8), **options)))['lengths'].tolist() == [[3, 2], [3, 2]]
 
 
@@ -80,11 +86,11 @@ def test_sequences_of_one_length_are_collated_like_others(max_length):
 @pytest.mark.parametrize('count', [2, 4])
 def test_processes_share_every_batch(count):
   options = {'batch_size': 8, 'max_length': 5, 'seed': 3}
-  whole = take(train_batches(Source(30), share=Share(), **options), 9)
+  batches = take(train_batches(Source(30), share=Share(), **options), 9)
   parts = [
     take(train_batches(Source(30), share=Share(i, count), **options), 9) for i in range(count)
   ]
-  for step, batch in enumerate(whole):
+  for step, batch in enumerate(batches):
     for name, value in batch.items():
       np.testing.assert_array_equal(np.concatenate([p[step][name] for p in parts]), value)
 
@@ -170,10 +176,10 @@ def test_short_sequences_are_evaluated_in_short_batches(monkeypatch, count):
   ]
   # Lengths are 0 to 39: nine up to 8, eight up to 16, 23 longer ones.
   widths = [batch['inputs'].shape for batch in joined]
-  assert widths == [(4, 8)] * 3 + [(4, 16)] * 2 + [(4, 32)] * 6
+  assert widths == [(16, 8)] + [(8, 16)] + [(4, 32)] * 6
   seen = []
   for batch in joined:
-    for row in range(4):
+    for row in range(len(batch['weights'])):
       if batch['weights'][row]:
         target = int(batch['targets'][row])
         length = (7 * target) % 40
