@@ -20,7 +20,8 @@ import numpy as np
 from kl_flax.checkpoints import restore
 from kl_flax.heads import Classifier, DualClassifier, MaskedLanguageModel
 from kl_flax.models import AttentionFactory, get_row, ignores_padding, make_model
-from kl_flax.tokenizers import PixelTokenizer, Tokenizer, WordPieceTokenizer, tokenizer_from_dict
+from kl_flax.tokenizers import PixelTokenizer, Tokenizer, tokenizer_from_dict
+from kl_flax.wordpiece import WordPieceTokenizer
 
 logger = logging.getLogger(__name__)
 

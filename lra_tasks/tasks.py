@@ -14,7 +14,8 @@ from typing import Any
 from absl import flags
 
 from kl_flax.errors import unknown_name
-from kl_flax.tokenizers import PixelTokenizer, Tokenizer, WordPieceTokenizer
+from kl_flax.tokenizers import PixelTokenizer, Tokenizer
+from kl_flax.wordpiece import WordPieceTokenizer
 from lra_tasks.data import glue, image, listops, pathfinder, retrieval, sparse_sum, text, wikitext
 from lra_tasks.data.datasets import Builder
 from lra_tasks.data.tokenized import Tokenized

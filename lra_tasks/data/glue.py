@@ -129,7 +129,7 @@ class GlueData:
       'holdout': the last 10 % of a seeded shuffle of the training examples.
     seed: of the shuffle.
     vocab_size: word pieces at most of the data set's own vocabulary, for models that are not
-      pre-trained; see `kl_flax.tokenizers.train_wordpiece`.
+      pre-trained; see `kl_flax.wordpiece.train_wordpiece`.
 
   Raises:
     ValueError: for an unknown rule or a number out of its range.

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from kl_flax.errors import unknown_name
-from kl_flax.tokenizers import WordPieceTokenizer
+from kl_flax.wordpiece import WordPieceTokenizer
 from lra_tasks.data import sources
 from lra_tasks.data.tokenized import TokenizedBuilder
 from lra_tasks.data.trees import ENDINGS, Tree
@@ -112,7 +112,7 @@ class WikiTextData:
   """What determines the data, within a corpus. Case and accents are always dropped.
 
   Attributes:
-    vocab_size: word pieces at most, see `kl_flax.tokenizers.train_wordpiece`.
+    vocab_size: word pieces at most, see `kl_flax.wordpiece.train_wordpiece`.
     max_length: positions of the model: sequences have one id less at most, as the encoder puts its
       CLS vector before them.
 
