@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from kl_flax.checkpoints import ranking
-from kl_flax.predictor import count_votes
+from kl_flax.votes import count_votes
 from lra_tasks import parallel
 from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.console import Progress

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-  from kl_flax.predictor import Vote
+  from kl_flax.votes import Vote
 
 
 def accuracy(confusion: np.ndarray) -> float:

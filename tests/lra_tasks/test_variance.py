@@ -11,7 +11,8 @@ from absl import flags
 from report_helpers import RUN
 from run_helpers import read, run_here
 
-from kl_flax.predictor import Predictor, Vote
+from kl_flax.predictor import Predictor
+from kl_flax.votes import Vote
 from lra_tasks import variance
 from lra_tasks.data import listops
 from lra_tasks.variance import Variance, draw_correlations, draw_metrics, measure, r_squared
