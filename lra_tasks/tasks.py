@@ -18,6 +18,7 @@ from kl_flax.tokenizers import PixelTokenizer, Tokenizer
 from kl_flax.wordpiece import WordPieceTokenizer
 from lra_tasks.data import glue, image, listops, pathfinder, retrieval, sparse_sum, text, wikitext
 from lra_tasks.data.datasets import Builder
+from lra_tasks.data.glue_tasks import GLUE_TASKS
 from lra_tasks.data.tokenized import Tokenized
 
 
@@ -106,7 +107,7 @@ _GLUE_LENGTHS = {'cola': 63, 'sst2': 127, 'mrpc': 127, 'wnli': 127}
 
 
 def _glue(name: str) -> TaskSpec:
-  row = glue.GLUE_TASKS[name]
+  row = GLUE_TASKS[name]
   sizes = {'hidden_dim': 128, 'activation': 'tanh', 'max_length': _GLUE_LENGTHS.get(name, 511)}
   return TaskSpec(
     name=name,
@@ -220,7 +221,7 @@ TASKS: dict[str, TaskSpec] = {
       task_name='wikitext-103',
       base_model=_SHORT_TRANSFORMER | {'max_length': 511},
     ),
-    *map(_glue, glue.GLUE_TASKS),
+    *map(_glue, GLUE_TASKS),
     TaskSpec(
       name='sparse_sum',
       num_classes=sparse_sum.NUM_CLASSES,
