@@ -26,13 +26,13 @@ from ml_collections import config_flags
 from kl_flax.models import ignores_padding, make_model
 from kl_flax.tokenizers import Tokenizer
 from lra_tasks import configuration, optimizer, parallel, rundir, steps, tasks
-from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.console import set_up_logging
 from lra_tasks.data import datasets, pipeline
 from lra_tasks.files import write_json
 from lra_tasks.finished import Run, read_folder
 from lra_tasks.loop import Loop, NonFiniteLossError, evaluate
 from lra_tasks.pretrained import Pretrained
+from lra_tasks.run_checkpoints import RunCheckpoints
 from lra_tasks.run_log import RunLog
 from lra_tasks.tasks import get_task
 
@@ -120,7 +120,7 @@ def train(
     description = stack.enter_context(
       rundir.open_run(model_dir, description, state, tokenizer, resume=resume, write=write)
     )
-    checkpoints = Checkpoints(os.path.join(model_dir, 'checkpoints'), fields['keep_accuracies'])
+    checkpoints = RunCheckpoints(os.path.join(model_dir, 'checkpoints'), fields['keep_accuracies'])
     stack.callback(checkpoints.close)
     restored = checkpoints.restore_newest(state, batches)
     step, state = restored or (0, _start(state, origin, fields, model_dir, test_only))

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from lra_tasks.data import sources
+from lra_tasks.data.file_trees import ENDINGS, FileTree
 from lra_tasks.data.glue_tasks import MRPC_DEV, MRPC_FILES, MRPC_TRAIN, GlueTask
-from lra_tasks.data.trees import ENDINGS, Tree
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def read_splits(path: str, task: GlueTask) -> dict[str, list[Example]]:
     FileNotFoundError: if a file is missing.
     ValueError: if one is damaged.
   """
-  tree = Tree(path)
+  tree = FileTree(path)
   find = lambda name: _find(tree, task, name)
   if task.name == 'mrpc' and not find('train.tsv') and find(MRPC_TRAIN):
     return _split_mrpc(tree, task)
@@ -130,7 +130,7 @@ def read_splits(path: str, task: GlueTask) -> dict[str, list[Example]]:
   return _checked(splits, path)
 
 
-def _split_mrpc(tree: Tree, task: GlueTask) -> dict[str, list[Example]]:
+def _split_mrpc(tree: FileTree, task: GlueTask) -> dict[str, list[Example]]:
   """Return MRPC's examples from Microsoft's file and GLUE's list, as GLUE's own script does."""
   names = {}
   for name in MRPC_FILES:
@@ -162,7 +162,7 @@ def _checked(splits: dict[str, list[Example]], path: str) -> dict[str, list[Exam
   return splits
 
 
-def _find(tree: Tree, task: GlueTask, name: str) -> str | None:
+def _find(tree: FileTree, task: GlueTask, name: str) -> str | None:
   """Return the name of a file in the task's folder, else beside nothing else, or None."""
   found = tree.find(f'{task.folder}/{re.escape(name)}')
   found = found or [path for path in tree.find(re.escape(name)) if '/' not in path]
@@ -173,7 +173,7 @@ def _find(tree: Tree, task: GlueTask, name: str) -> str | None:
 
 def is_there(path: str, task: GlueTask) -> bool:
   """Return whether a directory or archive holds the training examples of a task."""
-  return _find(Tree(path), task, 'train.tsv') is not None
+  return _find(FileTree(path), task, 'train.tsv') is not None
 
 
 def _missing(path: str, task: GlueTask, name: str) -> str:
