@@ -150,7 +150,7 @@ def test_runs_of_different_configs_stay_apart(key):
   assert [len(group.runs) for group in groups] == [1, 1]
 
 
-# Published figures.
+# Published scores.
 
 
 @pytest.mark.parametrize(
@@ -174,16 +174,16 @@ def test_published_figures(task, model, paper, lra):
 
 
 def test_published_sources_are_known_and_unique():
-  figures = results.load_published()
-  assert {f.source for f in figures} == set(results.SOURCES)
-  keys = [(f.source, f.task, f.model) for f in figures]
+  published = results.load_published()
+  assert {score.source for score in published} == set(results.SOURCES)
+  keys = [(score.source, score.task, score.model) for score in published]
   assert len(keys) == len(set(keys))
 
 
 def test_published_failure_external_and_unknown():
-  figures = results.load_published()
-  failure = results.published_for(figures, 'pathfinder128')['local']['lra']
+  published = results.load_published()
+  failure = results.published_for(published, 'pathfinder128')['local']['lra']
   assert (failure.value, failure.fraction) == (None, None)
-  assert 'igloo' not in results.published_for(figures, 'listops')
-  assert results.published_for(figures, 'listops', external=True)['igloo']['lra'].value == 39.23
-  assert results.published_for(figures, 'chess') == {}
+  assert 'igloo' not in results.published_for(published, 'listops')
+  assert results.published_for(published, 'listops', external=True)['igloo']['lra'].value == 39.23
+  assert results.published_for(published, 'chess') == {}
