@@ -373,7 +373,9 @@ def draw_metrics(found: Sequence[Variance]) -> Any:
 
 
 def _metrics(v: Variance) -> tuple[float, ...]:
-  return v.median_deviation, 100 * v.inconsistency, v.gain, 100 * v.voting_accuracy
+  """Return what is drawn; nothing is where a deviation is infinite."""
+  deviation = v.median_deviation if np.isfinite(v.median_deviation) else float('nan')
+  return deviation, 100 * v.inconsistency, v.gain, 100 * v.voting_accuracy
 
 
 def _name(v: Variance) -> str:
@@ -395,12 +397,12 @@ def draw_correlations(found: Sequence[Variance]) -> Any:
 
 
 def r_squared(x: Sequence[float], y: Sequence[float]) -> float:
-  """Return the squared correlation; NaN where one of them does not vary.
+  """Return the squared correlation; NaN where one of them does not vary, or is not all numbers.
 
   >>> round(r_squared([1, 2, 3], [1, 2, 4]), 3)
   0.964
   """
-  if np.ptp(x) == 0 or np.ptp(y) == 0:
+  if not (np.ptp(x) > 0 and np.ptp(y) > 0):
     return float('nan')
   return float(np.corrcoef(x, y)[0, 1] ** 2)
 

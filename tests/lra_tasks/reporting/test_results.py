@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 from pathlib import Path
 
@@ -129,6 +130,22 @@ def test_damaged_file(tmp_path, content, words):
 def test_wrong_values_are_named(tmp_path, changes, words):
   write_run(tmp_path, **changes)
   assert f'{tmp_path}/results.json: {words}' in error_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('votes', 'deviation', 'expected'),
+  [
+    (0.4, 0.5, 0.5),
+    (0.4, None, math.inf),  # JSON has no number for it.
+    (0.4, math.inf, math.inf),  # As earlier versions wrote it.
+    (None, None, None),
+    (0.4, ..., None),
+  ],
+)
+def test_null_is_infinite_where_votes_were_counted(tmp_path, votes, deviation, expected):
+  write_run(tmp_path, voting_accuracy=votes, mean_deviation=deviation)
+  [run] = results.load_results([tmp_path]).runs
+  assert run.mean_deviation == expected
 
 
 # Repeated seeds.
