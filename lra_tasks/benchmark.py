@@ -305,7 +305,7 @@ def _run(flag_values: flags.FlagValues) -> None:
     batch_sizes=flag_values.batch_sizes,
     tokens=flag_values.tokens,
     dtypes=flag_values.dtypes or [parallel.default_dtype()],
-    **tasks.data_options(flag_values),
+    **tasks.read_data_flags(flag_values),
     repetitions=flag_values.repetitions,
     seconds=flag_values.seconds,
   )

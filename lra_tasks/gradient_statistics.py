@@ -340,7 +340,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> No
       percents=flag_values.accuracies,
       examples=flag_values.examples,
       draws=flag_values.draws,
-      **tasks.data_options(flag_values),
+      **tasks.read_data_flags(flag_values),
     )
     for run in argv[1:]
   ]

@@ -55,7 +55,7 @@ def _open(flag_values: flags.FlagValues) -> datasets.Builder:
     fields = configuration.resolve(flag_values.config, flag_values.task)
   return configuration.open_data(
     fields,
-    **tasks.data_options(flag_values),
+    **tasks.read_data_flags(flag_values),
   )
 
 

@@ -265,7 +265,7 @@ def define_data_flags(flag_values: flags.FlagValues, *, of_run: bool = False) ->
   define('task_name', None, "LRA's name of the data set within the task.")
 
 
-def data_options(flag_values: flags.FlagValues) -> dict[str, str | None]:
+def read_data_flags(flag_values: flags.FlagValues) -> dict[str, str | None]:
   """Return what the flags of `define_data_flags` say beside the task, as keyword arguments."""
   return {name: flag_values[name].value for name in ('data_dir', 'source', 'task_name')}
 

@@ -329,7 +329,7 @@ def main(argv: list[str]) -> int:
     return train(
       configuration.resolve(_CONFIG.value, values.task),
       model_dir=_MODEL_DIR.value,
-      **tasks.data_options(values),
+      **tasks.read_data_flags(values),
       init_from=_INIT_FROM.value,
       test_only=_TEST_ONLY.value,
     )

@@ -456,7 +456,8 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> No
       raise ValueError(f'--{name} must be at least {least}, got {value}')
   wanted = {name: flag_values[name].value for name in ('split', 'samples', 'limit')}
   choice = choose(argv[1:], **wanted)
-  options = wanted | {'samples': flag_values.samples or _SAMPLES} | tasks.data_options(flag_values)
+  data = tasks.read_data_flags(flag_values)
+  options = wanted | data | {'samples': flag_values.samples or _SAMPLES}
   found = [known or measure_run(str(folder), **options) for folder, known in choice.runs.items()]
   print('\n'.join([render(found), *([''] if choice.notes else []), *choice.notes]))
   if flag_values.out:
