@@ -265,7 +265,6 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     'config', None, 'configs/TASK.py:MODEL[,PRESET].', lock_config=True, flag_values=flag_values
   )
   tasks.define_data_flags(flag_values)
-  flags.adopt_module_key_flags(tasks, flag_values)  # For --help.
   define(flags.DEFINE_list, 'models', [], 'Models to compare; by default that of the config.')
   define(
     flags.DEFINE_list, 'implementations', ['auto'],

@@ -1,4 +1,4 @@
-"""What a user sees while something runs: log lines, progress bars and errors, all on stderr."""
+"""How commands meet their user: log lines, progress and errors, all on stderr; tables; flags."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from absl import logging as absl_logging
 
 # One console: a log line written while a bar is shown must go above the bar.
 CONSOLE = rich.console.Console(stderr=True)
+
+# Flags that are defined here belong to the command that asks for them: its --help shows them.
+flags.disclaim_key_flags()
 
 logger = logging.getLogger(__name__)
 

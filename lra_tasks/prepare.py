@@ -30,7 +30,6 @@ from lra_tasks.tasks import TASKS
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Define the command's flags; not at import, so that commands can share names."""
   tasks.define_data_flags(flag_values)
-  flags.adopt_module_key_flags(tasks, flag_values)  # For --help.
   config_flags.DEFINE_config_file(
     'config', None, 'configs/TASK.py:MODEL[,PRESET], in place of --task.', lock_config=True,
     flag_values=flag_values,

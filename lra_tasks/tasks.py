@@ -244,6 +244,9 @@ TASKS: dict[str, TaskSpec] = {
 }
 
 
+# Flags that are defined here belong to the command that asks for them: its --help shows them.
+flags.disclaim_key_flags()
+
 # Where prepared data sets are kept by default.
 DATA_DIR = '~/.cache/kl_flax/data'
 

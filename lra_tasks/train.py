@@ -43,7 +43,6 @@ _MODEL_DIR = flags.DEFINE_string(
   'model_dir', None, 'Directory of the run; a run that lies there is continued.'
 )
 tasks.define_data_flags(flags.FLAGS)
-flags.adopt_module_key_flags(tasks)  # For --help.
 _INIT_FROM = flags.DEFINE_string(
   'init_from', None, 'Directory of a run whose encoder this one starts with; the head is new.'
 )
