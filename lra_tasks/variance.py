@@ -38,7 +38,7 @@ from kl_flax.checkpoints import has_checkpoint
 from kl_flax.models import get_row
 from kl_flax.predictor import Predictor
 from lra_tasks import configuration, rundir, tasks
-from lra_tasks.console import one_line_errors, set_up_logging, show_progress
+from lra_tasks.console import one_line_errors, set_up_logging, show_progress, table_lines
 from lra_tasks.data import pipeline
 from lra_tasks.files import read_json, write_json
 from lra_tasks.finished import Run, read_folder
@@ -335,19 +335,11 @@ def render(found: Sequence[Variance]) -> str:
         *((f'{v.samples}', f'{v.examples:,}') if len(sizes) > 1 else ()),
       )
     )
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = []
-  for row in rows:
-    cells = [
-      cell.ljust(width) if i in (0, 1, 3) else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ]
-    lines.append('  '.join(cells).rstrip())
   first = found[0]
   title = f'{first.samples} draws of each of {first.examples:,} examples ({first.split} split)'
   if len(sizes) > 1:
     title = f'{first.split} split'
-  return '\n'.join([title, '', lines[0], '─' * max(map(len, lines)), *lines[1:]])
+  return '\n'.join([title, '', *table_lines(rows, left=(0, 1, 3))])
 
 
 def draw_metrics(found: Sequence[Variance]) -> Any:
