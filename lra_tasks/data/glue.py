@@ -11,15 +11,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import pathlib
-import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from kl_flax.errors import unknown_name
-from lra_tasks.data import glue_files
+from lra_tasks.data import datasets, glue_files
 from lra_tasks.data.glue_files import Example
 from lra_tasks.data.glue_tasks import GLUE_TASKS, GlueTask
 from lra_tasks.data.tokenized import TokenizedBuilder
@@ -173,9 +171,7 @@ class Glue(TokenizedBuilder, skip_registration=True):
     train = splits.pop('train')
     texts = (text.decode() for example in train for text in example.texts)
     self._train_tokenizer(texts, config.data.vocab_size)
-    # Of NumPy's generators, the one that gives the same numbers in all versions.
-    order = np.random.RandomState(config.data.seed).permutation(len(train))
-    kept, held_out = np.split(order, [len(train) - len(train) // 10])
+    kept, held_out = datasets.hold_out(len(train), config.data.seed)
     splits = {
       'train': [train[i] for i in kept],
       'validation': [train[i] for i in held_out],
@@ -225,7 +221,7 @@ def make_builder(
   else:
     if os.path.exists(original.data_dir):
       return original
-    if prepared := _find_prepared(original):
+    if prepared := datasets.find_prepared(original):
       return make(digest=prepared)
     path = os.path.join(data_dir, row.folder)
     if not os.path.isdir(path) or not glue_files.is_there(path, row):
@@ -235,24 +231,6 @@ def make_builder(
   if digest:
     logger.warning('GLUE: %s is not known to be the original: its contents name the data', path)
   return make(source=path, digest=digest)
-
-
-def _find_prepared(original: Glue) -> str:
-  """Return the digest of data that was prepared from a source; '' if there is none.
-
-  Raises:
-    ValueError: if there are several.
-  """
-  prefix = f'{original.builder_config.name}_'
-  pattern = f'{prefix}*/{original.VERSION}'
-  names = [path.parent.name for path in pathlib.Path(original.root, original.name).glob(pattern)]
-  found = [name for name in names if re.fullmatch('[0-9a-f]{16}', name.removeprefix(prefix))]
-  if len(found) > 1:
-    raise ValueError(
-      f'{original.root} holds {", ".join(sorted(found))}, prepared from several sources: name one '
-      'by --source, or delete the others'
-    )
-  return found[0].removeprefix(prefix) if found else ''
 
 
 def is_benchmark(builder: Glue) -> bool:
