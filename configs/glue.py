@@ -11,7 +11,7 @@ vocabulary of the task's own. The development set is validation and test, as is 
 """
 
 from kl_flax.errors import unknown_name
-from lra_tasks.data import glue
+from lra_tasks.data.glue_tasks import GLUE_TASKS
 from lra_tasks.presets import SHORT_FREQUENCIES, TINY, task_config
 from lra_tasks.tasks import get_task
 
@@ -20,7 +20,7 @@ _BATCH_SIZE, _EPOCHS = 64, 10
 
 def _presets(task):
   base = dict(get_task(task).base_model)
-  epoch = max(glue.GLUE_TASKS[task].num_train) // _BATCH_SIZE
+  epoch = max(GLUE_TASKS[task].num_train) // _BATCH_SIZE
   paper = {
     'batch_size': _BATCH_SIZE,
     'num_train_steps': _EPOCHS * epoch,
@@ -43,9 +43,9 @@ def _presets(task):
 def get_config(argument='gmm_prf,cola'):
   model, _, rest = argument.partition(',')
   task, _, preset = rest.partition(',')
-  if task not in glue.GLUE_TASKS:
+  if task not in GLUE_TASKS:
     raise ValueError(
-      unknown_name('task behind the model, as in glue.py:gmm_prf,cola,', task, glue.GLUE_TASKS)
+      unknown_name('task behind the model, as in glue.py:gmm_prf,cola,', task, GLUE_TASKS)
     )
   return task_config(
     task,

@@ -12,8 +12,9 @@ from kl_flax.kernels import KernelInfo, kernel_info
 from kl_flax.models import make_classifier
 from kl_flax.naive import naive_attention_weights, naive_kernel_attention
 from kl_flax.orthogonal import Gaussian, OrthogonalGaussian, StructuredOrthogonal
-from kl_flax.predictor import Prediction, Predictor, Vote
+from kl_flax.predictor import Prediction, Predictor
 from kl_flax.spectral import Frequencies, GaussianMixture, Generator, gmm_frequencies
+from kl_flax.votes import Vote
 
 __version__ = '0.1.0'
 

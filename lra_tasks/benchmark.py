@@ -33,8 +33,15 @@ from ml_collections import config_flags
 
 from kl_flax.models import get_row
 from lra_tasks import configuration, parallel, tasks
-from lra_tasks.console import define_integers, one_line_errors, set_up_logging, three_digits
+from lra_tasks.console import (
+  define_integers,
+  one_line_errors,
+  set_up_logging,
+  table_lines,
+  three_digits,
+)
 from lra_tasks.files import write_json
+from lra_tasks.plotting import SOFTMAX
 from lra_tasks.speed.cases import (
   Case,
   Measurements,
@@ -45,8 +52,6 @@ from lra_tasks.speed.cases import (
 )
 from lra_tasks.speed.input import measure_input
 from lra_tasks.speed.timing import Machine, Quantity, describe_machine, measure_machine
-
-SOFTMAX = 'transformer'
 
 
 class Column(NamedTuple):
@@ -157,7 +162,7 @@ def render(title: str, notes: Sequence[str], quantities: Sequence[Quantity]) -> 
     values = quantity.to_dict()
     numbers = [_number(values[name]) for name in ('median', 'min', 'max')]
     rows.append((quantity.name, *numbers, quantity.unit))
-  return _layout(title, notes, rows, lambda column: column in (0, 4))
+  return '\n'.join([title, *notes, '', *table_lines(rows, left=(0, 4))])
 
 
 def render_cases(
@@ -170,7 +175,7 @@ def render_cases(
   kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
   body = [[*(row[i] for i in kept), case.note] for row, case in zip(rows, cases, strict=True)]
   header = [*(columns[i].header for i in kept), '']
-  return _layout(title, notes, [header, *body], lambda column: column in (0, len(kept)))
+  return '\n'.join([title, *notes, '', *table_lines([header, *body], left=(0, len(kept)))])
 
 
 def _softmax_beside(case: Case, cases: Sequence[Case]) -> Case | None:
@@ -181,19 +186,6 @@ def _softmax_beside(case: Case, cases: Sequence[Case]) -> Case | None:
     if like and other.labels['model_type'] == SOFTMAX and other.quantities:
       return other
   return None
-
-
-def _layout(title, notes, rows, is_left) -> str:
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = []
-  for row in rows:
-    cells = [
-      text.ljust(width) if is_left(i) else text.rjust(width)
-      for i, (text, width) in enumerate(zip(row, widths, strict=True))
-    ]
-    lines.append('  '.join(cells).rstrip())
-  rule = '─' * max(map(len, lines))
-  return '\n'.join([title, *notes, '', lines[0], rule, *lines[1:]])
 
 
 def _number(value: float | None, scale: float = 1.0) -> str:
@@ -265,7 +257,6 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     'config', None, 'configs/TASK.py:MODEL[,PRESET].', lock_config=True, flag_values=flag_values
   )
   tasks.define_data_flags(flag_values)
-  flags.adopt_module_key_flags(tasks, flag_values)  # For --help.
   define(flags.DEFINE_list, 'models', [], 'Models to compare; by default that of the config.')
   define(
     flags.DEFINE_list, 'implementations', ['auto'],
@@ -305,7 +296,7 @@ def _run(flag_values: flags.FlagValues) -> None:
     batch_sizes=flag_values.batch_sizes,
     tokens=flag_values.tokens,
     dtypes=flag_values.dtypes or [parallel.default_dtype()],
-    **tasks.data_options(flag_values),
+    **tasks.read_data_flags(flag_values),
     repetitions=flag_values.repetitions,
     seconds=flag_values.seconds,
   )

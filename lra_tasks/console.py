@@ -1,4 +1,4 @@
-"""What a user sees while something runs: log lines, progress bars and errors, all on stderr."""
+"""How commands meet their user: log lines, progress and errors, all on stderr; tables; flags."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import rich.console
@@ -18,6 +18,9 @@ from absl import logging as absl_logging
 
 # One console: a log line written while a bar is shown must go above the bar.
 CONSOLE = rich.console.Console(stderr=True)
+
+# Flags that are defined here belong to the command that asks for them: its --help shows them.
+flags.disclaim_key_flags()
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +176,29 @@ def three_digits(value: float) -> str:
   ('0.146', '12,346')
   """
   return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
+
+
+def table_lines(rows: Sequence[Sequence[str]], left: Container[int] = ()) -> list[str]:
+  """Return a table in columns: its header, a rule, the other rows.
+
+  Args:
+    rows: texts, the header first, as many in each.
+    left: numbers of the columns that are flush left.
+
+  >>> print(*table_lines([('model', 'ms'), ('prf', '12.5')], left=(0,)), sep='\\n')
+  model    ms
+  ───────────
+  prf    12.5
+  """
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = []
+  for row in rows:
+    cells = [
+      text.ljust(width) if i in left else text.rjust(width)
+      for i, (text, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    lines.append('  '.join(cells).rstrip())
+  return [lines[0], '─' * max(map(len, lines)), *lines[1:]]
 
 
 class _Integers(flags.ArgumentParser):

@@ -5,17 +5,36 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+  """Return JSON, in which infinity and NaN are null: it has no numbers for them.
+
+  >>> to_json({'median': 0.5, 'mean': float('inf')})
+  '{"median": 0.5, "mean": null}'
+  """
+  return json.dumps(_without_infinities(value), indent=indent, allow_nan=False)
+
+
+def _without_infinities(value: Any) -> Any:
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if isinstance(value, Mapping):
+    return {key: _without_infinities(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_without_infinities(item) for item in value]
+  return value
+
+
 def write_json(path: str, value: Mapping[str, Any]) -> None:
-  """Write a file that is either whole or not there."""
+  """Write a file that is either whole or not there; see `to_json`."""
   temporary = f'{path}.tmp'
   with open(temporary, 'w') as file:
-    json.dump(value, file, indent=2)
-    file.write('\n')
+    file.write(f'{to_json(value, indent=2)}\n')
     file.flush()
     os.fsync(file.fileno())
   os.replace(temporary, path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
 import typing
 from collections.abc import Mapping
@@ -53,7 +54,9 @@ class Run:
   # Later than the other keys: files that lack them have None.
   accuracy_of_one_draw: Fraction | None = None
   accuracy_sd_of_draws: float | None = None
-  voting_accuracy: Fraction | None = None  # These four as in `lra_tasks.metrics.VoteMetrics`.
+  # These four as in `lra_tasks.metrics.VoteMetrics`. Where votes were counted, a deviation that is
+  # null in the file is infinite.
+  voting_accuracy: Fraction | None = None
   inconsistency: Fraction | None = None
   median_deviation: float | None = None
   mean_deviation: float | None = None
@@ -100,7 +103,7 @@ def parse_run(values: Mapping[str, Any], path: Path, modified: float = 0.0) -> R
     ValueError: naming the file and the key, if one is missing or holds another type.
   """
   later = {field.name: None for field in dataclasses.fields(Run) if field.default is None}
-  values = later | values
+  values = later | _with_infinities(values)
   missing = [name for name in _fields() if name not in values]
   if missing:
     raise ValueError(f'{path}: missing: {", ".join(missing)}')
@@ -109,6 +112,17 @@ def parse_run(values: Mapping[str, Any], path: Path, modified: float = 0.0) -> R
     if not (check(values[name]) or (nullable and values[name] is None)):
       raise ValueError(f'{path}: {name} is {json.dumps(values[name])}: expected {expected}')
   return Run(path=path, modified=modified, **{name: values[name] for name in _fields()})
+
+
+_MAY_BE_INFINITE = ('median_deviation', 'mean_deviation')
+
+
+def _with_infinities(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the object of a results.json with infinity where JSON has null for want of a number."""
+  if values.get('voting_accuracy') is None:
+    return dict(values)
+  infinite = [name for name in _MAY_BE_INFINITE if values.get(name, 0.0) is None]
+  return {**values, **dict.fromkeys(infinite, math.inf)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -325,7 +324,6 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   number('examples', 50, 'The first examples of the validation split.', 1)
   number('draws', 50, 'Draws of the frequencies.', 2)
   define_integers('accuracies', (20, 40, 60, 80), 'Validation accuracies in %.', flag_values)
-  flags.adopt_module_key_flags(sys.modules[__name__], flag_values)
 
 
 @one_line_errors
@@ -340,7 +338,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> No
       percents=flag_values.accuracies,
       examples=flag_values.examples,
       draws=flag_values.draws,
-      **tasks.data_options(flag_values),
+      **tasks.read_data_flags(flag_values),
     )
     for run in argv[1:]
   ]

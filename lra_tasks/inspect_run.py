@@ -157,7 +157,7 @@ def load_examples(
     )
   builder = rundir.open_data(
     description,
-    **tasks.data_options(options),
+    **tasks.read_data_flags(options),
     otherwise=lambda stored, found: (
       f'the run is on {stored}, here is {found}: name its data by --source, --task_name and '
       '--data_dir, or a text by --input'

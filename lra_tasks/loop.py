@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from kl_flax.checkpoints import ranking
-from kl_flax.predictor import count_votes
+from kl_flax.votes import count_votes
 from lra_tasks import parallel
-from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.console import Progress
 from lra_tasks.data.pipeline import Batch
 from lra_tasks.metrics import Votes
+from lra_tasks.run_checkpoints import RunCheckpoints
 from lra_tasks.run_log import RunLog, means
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Loop:
   train_step: Callable[..., Any]
   validate: Callable[..., Any]
   schedule: Callable[..., Any]
-  checkpoints: Checkpoints
+  checkpoints: RunCheckpoints
   log: RunLog
   preemption: parallel.Preemption
 

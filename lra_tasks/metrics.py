@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-  from kl_flax.predictor import Vote
+  from kl_flax.votes import Vote
 
 
 def accuracy(confusion: np.ndarray) -> float:
@@ -96,8 +96,8 @@ class VoteMetrics(NamedTuple):
     inconsistency: share of draws that do not predict it, mean over the examples (PI).
     median_deviation: standard deviation over the draws by |mean| of the log-odds (RSD), median over
       the examples.
-    mean_deviation: its mean. Both are infinite or NaN where deviations of examples are: see
-      `Vote.relative_deviation`.
+    mean_deviation: its mean. Both are infinite or NaN where deviations of examples are, see
+      `Vote.relative_deviation`; in files they are null then.
   """
 
   voting_accuracy: float

@@ -30,7 +30,6 @@ from lra_tasks.tasks import TASKS
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Define the command's flags; not at import, so that commands can share names."""
   tasks.define_data_flags(flag_values)
-  flags.adopt_module_key_flags(tasks, flag_values)  # For --help.
   config_flags.DEFINE_config_file(
     'config', None, 'configs/TASK.py:MODEL[,PRESET], in place of --task.', lock_config=True,
     flag_values=flag_values,
@@ -55,7 +54,7 @@ def _open(flag_values: flags.FlagValues) -> datasets.Builder:
     fields = configuration.resolve(flag_values.config, flag_values.task)
   return configuration.open_data(
     fields,
-    **tasks.data_options(flag_values),
+    **tasks.read_data_flags(flag_values),
   )
 
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lra_tasks.files import to_json
+
 if TYPE_CHECKING:
   import numpy as np
 
@@ -66,7 +68,7 @@ class RunLog:
     self._summary = None
     if write:
       with open(f'{self._path}.tmp', 'w') as file:
-        file.writelines(json.dumps(record) + '\n' for record in self.records)
+        file.writelines(f'{to_json(record)}\n' for record in self.records)
       os.replace(f'{self._path}.tmp', self._path)
       # Not above: the report reads with this module, and starts without TensorBoard and NumPy.
       import tensorboardX
@@ -80,7 +82,7 @@ class RunLog:
     if self._summary is None:
       return
     with open(self._path, 'a') as file:
-      file.write(json.dumps(record) + '\n')
+      file.write(f'{to_json(record)}\n')
     for name, value in record.items():
       if name != 'step' and value is not None:
         self._summary.add_scalar(name, value, record['step'])

@@ -19,7 +19,8 @@ import numpy as np
 
 import kl_flax
 from kl_flax.models import make_model
-from kl_flax.tokenizers import Tokenizer, WordPieceTokenizer, tokenizer_from_dict
+from kl_flax.tokenizers import Tokenizer, tokenizer_from_dict
+from kl_flax.wordpiece import WordPieceTokenizer
 from lra_tasks import configuration, metrics, parallel
 from lra_tasks.data import datasets
 from lra_tasks.files import lock, read_json, write_json

@@ -14,9 +14,11 @@ from typing import Any
 from absl import flags
 
 from kl_flax.errors import unknown_name
-from kl_flax.tokenizers import PixelTokenizer, Tokenizer, WordPieceTokenizer
+from kl_flax.tokenizers import PixelTokenizer, Tokenizer
+from kl_flax.wordpiece import WordPieceTokenizer
 from lra_tasks.data import glue, image, listops, pathfinder, retrieval, sparse_sum, text, wikitext
 from lra_tasks.data.datasets import Builder
+from lra_tasks.data.glue_tasks import GLUE_TASKS
 from lra_tasks.data.tokenized import Tokenized
 
 
@@ -105,7 +107,7 @@ _GLUE_LENGTHS = {'cola': 63, 'sst2': 127, 'mrpc': 127, 'wnli': 127}
 
 
 def _glue(name: str) -> TaskSpec:
-  row = glue.GLUE_TASKS[name]
+  row = GLUE_TASKS[name]
   sizes = {'hidden_dim': 128, 'activation': 'tanh', 'max_length': _GLUE_LENGTHS.get(name, 511)}
   return TaskSpec(
     name=name,
@@ -219,7 +221,7 @@ TASKS: dict[str, TaskSpec] = {
       task_name='wikitext-103',
       base_model=_SHORT_TRANSFORMER | {'max_length': 511},
     ),
-    *map(_glue, glue.GLUE_TASKS),
+    *map(_glue, GLUE_TASKS),
     TaskSpec(
       name='sparse_sum',
       num_classes=sparse_sum.NUM_CLASSES,
@@ -242,6 +244,9 @@ TASKS: dict[str, TaskSpec] = {
 }
 
 
+# Flags that are defined here belong to the command that asks for them: its --help shows them.
+flags.disclaim_key_flags()
+
 # Where prepared data sets are kept by default.
 DATA_DIR = '~/.cache/kl_flax/data'
 
@@ -263,7 +268,7 @@ def define_data_flags(flag_values: flags.FlagValues, *, of_run: bool = False) ->
   define('task_name', None, "LRA's name of the data set within the task.")
 
 
-def data_options(flag_values: flags.FlagValues) -> dict[str, str | None]:
+def read_data_flags(flag_values: flags.FlagValues) -> dict[str, str | None]:
   """Return what the flags of `define_data_flags` say beside the task, as keyword arguments."""
   return {name: flag_values[name].value for name in ('data_dir', 'source', 'task_name')}
 

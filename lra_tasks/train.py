@@ -26,7 +26,6 @@ from ml_collections import config_flags
 from kl_flax.models import ignores_padding, make_model
 from kl_flax.tokenizers import Tokenizer
 from lra_tasks import configuration, optimizer, parallel, rundir, steps, tasks
-from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.console import set_up_logging
 from lra_tasks.data import datasets, pipeline
 from lra_tasks.data.parts import Parts, describe, plan
@@ -34,6 +33,7 @@ from lra_tasks.files import write_json
 from lra_tasks.finished import Run, read_folder
 from lra_tasks.loop import Loop, NonFiniteLossError, evaluate
 from lra_tasks.pretrained import Pretrained
+from lra_tasks.run_checkpoints import RunCheckpoints
 from lra_tasks.run_log import RunLog
 from lra_tasks.tasks import get_task
 
@@ -44,7 +44,6 @@ _MODEL_DIR = flags.DEFINE_string(
   'model_dir', None, 'Directory of the run; a run that lies there is continued.'
 )
 tasks.define_data_flags(flags.FLAGS)
-flags.adopt_module_key_flags(tasks)  # For --help.
 _INIT_FROM = flags.DEFINE_string(
   'init_from', None, 'Directory of a run whose encoder this one starts with; the head is new.'
 )
@@ -121,7 +120,7 @@ def train(
     description = stack.enter_context(
       rundir.open_run(model_dir, description, state, tokenizer, resume=resume, write=write)
     )
-    checkpoints = Checkpoints(os.path.join(model_dir, 'checkpoints'), fields['keep_accuracies'])
+    checkpoints = RunCheckpoints(os.path.join(model_dir, 'checkpoints'), fields['keep_accuracies'])
     stack.callback(checkpoints.close)
     restored = checkpoints.restore_newest(state, batches)
     step, state = restored or (0, _start(state, origin, fields, model_dir, test_only))
@@ -343,7 +342,7 @@ def main(argv: list[str]) -> int:
     return train(
       configuration.resolve(_CONFIG.value, values.task),
       model_dir=_MODEL_DIR.value,
-      **tasks.data_options(values),
+      **tasks.read_data_flags(values),
       init_from=_INIT_FROM.value,
       test_only=_TEST_ONLY.value,
     )

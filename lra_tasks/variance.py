@@ -38,7 +38,7 @@ from kl_flax.checkpoints import has_checkpoint
 from kl_flax.models import get_row
 from kl_flax.predictor import Predictor
 from lra_tasks import configuration, rundir, tasks
-from lra_tasks.console import one_line_errors, set_up_logging, show_progress
+from lra_tasks.console import one_line_errors, set_up_logging, show_progress, table_lines
 from lra_tasks.data import pipeline
 from lra_tasks.files import read_json, write_json
 from lra_tasks.finished import Run, read_folder
@@ -335,19 +335,11 @@ def render(found: Sequence[Variance]) -> str:
         *((f'{v.samples}', f'{v.examples:,}') if len(sizes) > 1 else ()),
       )
     )
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = []
-  for row in rows:
-    cells = [
-      cell.ljust(width) if i in (0, 1, 3) else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ]
-    lines.append('  '.join(cells).rstrip())
   first = found[0]
   title = f'{first.samples} draws of each of {first.examples:,} examples ({first.split} split)'
   if len(sizes) > 1:
     title = f'{first.split} split'
-  return '\n'.join([title, '', lines[0], '─' * max(map(len, lines)), *lines[1:]])
+  return '\n'.join([title, '', *table_lines(rows, left=(0, 1, 3))])
 
 
 def draw_metrics(found: Sequence[Variance]) -> Any:
@@ -373,7 +365,9 @@ def draw_metrics(found: Sequence[Variance]) -> Any:
 
 
 def _metrics(v: Variance) -> tuple[float, ...]:
-  return v.median_deviation, 100 * v.inconsistency, v.gain, 100 * v.voting_accuracy
+  """Return what is drawn; nothing is where a deviation is infinite."""
+  deviation = v.median_deviation if np.isfinite(v.median_deviation) else float('nan')
+  return deviation, 100 * v.inconsistency, v.gain, 100 * v.voting_accuracy
 
 
 def _name(v: Variance) -> str:
@@ -395,12 +389,12 @@ def draw_correlations(found: Sequence[Variance]) -> Any:
 
 
 def r_squared(x: Sequence[float], y: Sequence[float]) -> float:
-  """Return the squared correlation; NaN where one of them does not vary.
+  """Return the squared correlation; NaN where one of them does not vary, or is not all numbers.
 
   >>> round(r_squared([1, 2, 3], [1, 2, 4]), 3)
   0.964
   """
-  if np.ptp(x) == 0 or np.ptp(y) == 0:
+  if not (np.ptp(x) > 0 and np.ptp(y) > 0):
     return float('nan')
   return float(np.corrcoef(x, y)[0, 1] ** 2)
 
@@ -454,7 +448,8 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> No
       raise ValueError(f'--{name} must be at least {least}, got {value}')
   wanted = {name: flag_values[name].value for name in ('split', 'samples', 'limit')}
   choice = choose(argv[1:], **wanted)
-  options = wanted | {'samples': flag_values.samples or _SAMPLES} | tasks.data_options(flag_values)
+  data = tasks.read_data_flags(flag_values)
+  options = wanted | data | {'samples': flag_values.samples or _SAMPLES}
   found = [known or measure_run(str(folder), **options) for folder, known in choice.runs.items()]
   print('\n'.join([render(found), *([''] if choice.notes else []), *choice.notes]))
   if flag_values.out:

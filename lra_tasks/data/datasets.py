@@ -234,6 +234,45 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     pass
 
 
+def hold_out(count: int, seed: int) -> list[np.ndarray]:
+  """Return which of `count` examples to train on, and which tenth of them to validate on, shuffled.
+
+  >>> [part.tolist() for part in hold_out(10, seed=0)]
+  [[2, 8, 4, 9, 1, 6, 7, 3, 0], [5]]
+  """
+  # Of NumPy's generators, the one that gives the same numbers in all versions.
+  order = np.random.RandomState(seed).permutation(count)
+  return np.split(order, [count - count // 10])
+
+
+def find_prepared(original: Builder) -> str:
+  """Return the digest of prepared data that has the name of `original` and a digest behind it.
+
+  So data is named that was prepared from a source; where the source is not named again, it is what
+  is meant.
+
+  Args:
+    original: builder of the data without a digest.
+
+  Returns:
+    16 hexadecimal digits, '' if there is no such data.
+
+  Raises:
+    ValueError: if there are several.
+  """
+  start = f'{original.builder_config.name}_'
+  folders = pathlib.Path(original.root, original.name).glob(f'{start}*/{original.VERSION}')
+  found = [folder.parent.name.removeprefix(start) for folder in folders]
+  found = sorted(digest for digest in found if re.fullmatch('[0-9a-f]{16}', digest))
+  if len(found) > 1:
+    names = ', '.join(start + digest for digest in found)
+    raise ValueError(
+      f'{original.root} holds {names}, prepared from several sources: name one by --source, or '
+      'delete the others'
+    )
+  return found[0] if found else ''
+
+
 def prepare(builder: Builder) -> None:
   """Write the data set to disk, unless that was done before.
 

@@ -15,7 +15,6 @@ import itertools
 import json
 import logging
 import os
-import pathlib
 import re
 import tempfile
 import weakref
@@ -352,10 +351,10 @@ class RetrievalConfig(tfds.core.BuilderConfig):
     rebuilt = self.data.pairs == 'rebuilt'
     every = dict.fromkeys(BENCHMARK_SIZES, 'all') if rebuilt else BENCHMARK_SIZES
     sizes = [every[s] if size == ALL else size for s, size in self.data.sizes.items()]
-    seed = [f's{self.data.seed}'] if rebuilt else []
-    self.name = '_'.join(
-      map(str, ['aan_rebuilt' if rebuilt else 'aan', *sizes, *seed, self.digest])
-    )
+    parts = ['aan_rebuilt' if rebuilt else 'aan', *sizes]
+    parts += [f's{self.data.seed}'] if rebuilt else []
+    parts += [self.digest] if self.digest else []
+    self.name = '_'.join(map(str, parts))
 
 
 _CITATION = """\
@@ -479,7 +478,9 @@ def _is_archive(path: str) -> bool:
 
 def _choose_in_data_dir(data_dir: str, data: RetrievalData) -> RetrievalConfig:
   kind = 'lra' if data.pairs == 'auto' else data.pairs
-  if prepared := _find_prepared(data_dir, dataclasses.replace(data, pairs=kind)):
+  config = RetrievalConfig(data=dataclasses.replace(data, pairs=kind))
+  if digest := datasets.find_prepared(Retrieval(data_dir=data_dir, config=config)):
+    prepared = dataclasses.replace(config, digest=digest)
     logger.info('Retrieval: using %s, which is prepared', prepared.name)
     return prepared
   if found := _find(data_dir, [kind]):
@@ -564,26 +565,6 @@ def _missing(place: str, kinds: Sequence[str]) -> FileNotFoundError:
     f'{place} does not hold {"; nor ".join(wanted[kind] for kind in kinds)}: name by '
     '--source the directory that holds them'
   )
-
-
-def _find_prepared(data_dir: str, data: RetrievalData) -> RetrievalConfig | None:
-  """Return the config of data that is prepared, whatever it was prepared from.
-
-  Raises:
-    ValueError: if there are several.
-  """
-  prefix = RetrievalConfig(data=data).name
-  names = [
-    path.parent.name
-    for path in pathlib.Path(data_dir, Retrieval.name).glob(f'{prefix}*/{Retrieval.VERSION}')
-    if re.fullmatch(f'{prefix}[0-9a-f]{{16}}', path.parent.name)
-  ]
-  if len(names) > 1:
-    raise ValueError(
-      f'{data_dir} holds {", ".join(sorted(names))}, prepared from several sources: name one by '
-      '--source, or delete the others'
-    )
-  return RetrievalConfig(data=data, digest=names[0].removeprefix(prefix)) if names else None
 
 
 def is_benchmark(builder: Retrieval) -> bool:

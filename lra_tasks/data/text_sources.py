@@ -20,6 +20,7 @@ import numpy as np
 
 from lra_tasks.console import show_progress
 from lra_tasks.data import sources
+from lra_tasks.data.datasets import hold_out
 
 Example = tuple[bytes, int]  # Text and label.
 
@@ -131,13 +132,6 @@ class Corpus(abc.ABC):
     """Return in words what `split` does."""
 
 
-def _hold_out(num_train: int, seed: int) -> list[np.ndarray]:
-  """Return the indices to train on, and those to validate on, shuffled."""
-  # Of NumPy's generators, the one that gives the same numbers in all versions.
-  order = np.random.RandomState(seed).permutation(num_train)
-  return np.split(order, [num_train - num_train // 10])
-
-
 # IMDB: a file for each review.
 
 
@@ -223,7 +217,7 @@ class FilmReviews(Corpus):
     """Return the examples of each split; they are in memory (65 MB)."""
     reviews = self.read(path)
     train = self._take(reviews, path, 'train', num_train)
-    kept, held_out = _hold_out(num_train, seed)
+    kept, held_out = hold_out(num_train, seed)
     return {
       'train': [train[i] for i in kept],
       'validation': [train[i] for i in held_out],
@@ -364,7 +358,7 @@ class CsvCorpus(Corpus):
 
   def split(self, path: str, num_train: int, num_test: int, seed: int) -> dict[str, Rows]:
     """Return the examples of each split in the order of the files, which are read anew for each."""
-    _, held_out = _hold_out(num_train, seed)
+    _, held_out = hold_out(num_train, seed)
     is_held_out = np.zeros(num_train, bool)
     is_held_out[held_out] = True
     return {

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kl_flax.tokenizers import WordPieceTokenizer, tokenizer_from_dict, train_wordpiece
+from kl_flax.tokenizers import tokenizer_from_dict
+from kl_flax.wordpiece import WordPieceTokenizer, train_wordpiece
 from lra_tasks import files
 from lra_tasks.data import datasets
 
@@ -20,9 +21,8 @@ logger = logging.getLogger(__name__)
 class Tokenized(Sequence):
   """Records of texts as records of token ids; each is encoded when it is read.
 
-  A record is {'inputs': ids, 'target': label, 'truncated': whether it was cut}: of one text
-  `text [SEP]`, of two
-  `first [SEP] second [SEP]`; uint16[length] or uint32[length].
+  A record is {'inputs': ids, 'target': label, 'truncated': whether it was cut}. Ids are those of
+  `text [SEP]`, of two texts `first [SEP] second [SEP]`; uint16[length] or uint32[length].
 
   Args:
     source: records with 'inputs1' and, of pairs, 'inputs2', uint8[length] of UTF-8, and 'target';

@@ -18,10 +18,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from kl_flax.errors import unknown_name
-from kl_flax.tokenizers import WordPieceTokenizer
+from kl_flax.wordpiece import WordPieceTokenizer
 from lra_tasks.data import sources
+from lra_tasks.data.file_trees import ENDINGS, FileTree
 from lra_tasks.data.tokenized import TokenizedBuilder
-from lra_tasks.data.trees import ENDINGS, Tree
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class WikiTextData:
   """What determines the data, within a corpus. Case and accents are always dropped.
 
   Attributes:
-    vocab_size: word pieces at most, see `kl_flax.tokenizers.train_wordpiece`.
+    vocab_size: word pieces at most, see `kl_flax.wordpiece.train_wordpiece`.
     max_length: positions of the model: sequences have one id less at most, as the encoder puts its
       CLS vector before them.
 
@@ -161,12 +161,12 @@ class Text:
 
   def __init__(self, path: str) -> None:
     self._path = path
-    self._tree: Tree | None = None
+    self._tree: FileTree | None = None
     self._names: dict[str, str] = {}
     if not os.path.exists(path):
       raise FileNotFoundError(f'{path} does not exist: name a text, a directory or an archive')
     if os.path.isdir(path) or path.endswith(ENDINGS):
-      self._tree = Tree(path)
+      self._tree = FileTree(path)
       self._names = _choose(self._tree)
 
   @functools.cached_property
@@ -223,7 +223,7 @@ class Text:
     return sources.open_file(self._path) if name is None else self._tree.open(name)
 
 
-def _choose(tree: Tree) -> dict[str, str]:
+def _choose(tree: FileTree) -> dict[str, str]:
   """Return the file of each split; all are in one folder."""
   found: list[dict[str, str]] = []
   missing: list[str] = []

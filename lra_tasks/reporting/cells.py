@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lra_tasks.paper import PAPER_MODELS
 from lra_tasks.reporting import glue, results
-from lra_tasks.reporting.results import Figure
+from lra_tasks.reporting.results import PublishedScore
 from lra_tasks.reporting.rows import Report, Row, Table, mean
 from lra_tasks.reporting.summary import (
   Comparison,
@@ -94,10 +94,10 @@ def _size(parameters: int) -> str:
   return f'{parameters / 1e6:.2f}M' if parameters >= 999_950 else f'{parameters / 1e3:.1f}k'
 
 
-def _figure(figure: Figure | None) -> str:
-  if figure and figure.value is None:
-    return figure.note.partition(':')[0]  # 'FAIL: no better than chance'
-  return _number(figure and figure.value)
+def _published(score: PublishedScore | None) -> str:
+  if score and score.value is None:
+    return score.note.partition(':')[0]  # 'FAIL: no better than chance'
+  return _number(score and score.value)
 
 
 class Column(NamedTuple):
@@ -125,9 +125,9 @@ _COLUMNS = (
          {'◊': lambda row: len(row.values('git_revision')) > 1}),
   Column('seeds', lambda row: compact_seeds(row.values('seed')), left=True),
   Column('examples', lambda row: _span(row.examples)),
-  Column('paper %', lambda row: _figure(row.paper), {'§': _elsewhere}),
+  Column('paper %', lambda row: _published(row.paper), {'§': _elsewhere}),
   Column('Δ', _difference),
-  Column('LRA %', lambda row: _figure(row.lra), {'§': _elsewhere}),
+  Column('LRA %', lambda row: _published(row.lra), {'§': _elsewhere}),
   Column('params', lambda row: _span(row.values('parameters'), _size)),
   Column('/ base', lambda row: _number(row.parameter_ratio, '{:.3f}'),
          {'†': lambda row: row.breaks_lra_rule}),
@@ -349,11 +349,11 @@ def table_notes(table: Table) -> list[str]:
   """Return the sources, the hardware and what was left out, for one table."""
   notes = []
   for source, column in results.SOURCES.items():
-    figures = [figure for figure in table.figures if figure.source == source]
-    if figures:
+    scores = [score for score in table.published if score.source == source]
+    if scores:
       header = 'LRA %' if column == 'lra' else 'paper %'
-      places = ', '.join(dict.fromkeys(f.table for f in figures))
-      remarks = dict.fromkeys(f.note for f in figures if f.note)
+      places = ', '.join(dict.fromkeys(score.table for score in scores))
+      remarks = dict.fromkeys(score.note for score in scores if score.note)
       notes.append('; '.join([f'{header}: {source}, {places}', *remarks]) + '.')
   notes += _reasons(table.rows)
   rows_on = collections.defaultdict(list)

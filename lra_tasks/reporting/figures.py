@@ -25,9 +25,9 @@ def accuracies(table: Table) -> Any:
   for i, row in enumerate(reversed(rows)):
     shade = color(row.model)
     axis.errorbar(100 * row.accuracy, i, xerr=100 * _spread(row), color=shade, fmt='o', capsize=3)
-    for figures, marker in ((row.paper, 'D'), (row.lra, 's')):
-      if figures and figures.value is not None:
-        axis.plot(figures.value, i, marker, color='#555555', fillstyle='none', markersize=6)
+    for published, marker in ((row.paper, 'D'), (row.lra, 's')):
+      if published and published.value is not None:
+        axis.plot(published.value, i, marker, color='#555555', fillstyle='none', markersize=6)
   for i, chance in enumerate(row.accuracy for row in table.rows if row.kind == 'majority'):
     name = '_nolegend_' if i else 'commonest class'
     axis.axvline(100 * chance, color='#999999', linestyle=':', label=name)

@@ -141,9 +141,9 @@ def _score(rows: list[Row], column: Column) -> Score:
   values = [getattr(run, column.metric) or 0.0 for run in best.runs]
   name = _PUBLISHED_AS.get(best.model, best.model)
   published = [
-    figure.value
-    for figure in load_published('score')
-    if (figure.model, figure.task) == (name, f'glue/{column.published}')
+    score.value
+    for score in load_published('score')
+    if (score.model, score.task) == (name, f'glue/{column.published}')
   ]
   return Score(
     statistics.fmean(values),

@@ -85,8 +85,8 @@ def _list(notes: Iterable[str]) -> str:
   return f'<ul class="notes">{items}</ul>' if items else ''
 
 
-def _figures(figures: Iterable[Any]) -> list[str]:
-  return [f'<figure>{_svg(figure)}</figure>' for figure in figures if figure is not None]
+def _figures(drawn: Iterable[Any]) -> list[str]:
+  return [f'<figure>{_svg(figure)}</figure>' for figure in drawn if figure is not None]
 
 
 def _svg(figure: Any) -> str:

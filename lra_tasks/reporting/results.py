@@ -1,4 +1,4 @@
-"""Find the results of runs, and the published figures that they are compared with."""
+"""Find the results of runs, and the published scores that they are compared with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from lra_tasks.finished import Run, Unfinished, read_folder
 
-# Where a source's figures are shown.
+# Where a source's scores are shown.
 SOURCES = {
   'KL-Transformer paper (TMLR 07/2022)': 'paper',
   'Long Range Arena leaderboard (repository README)': 'lra',
@@ -100,11 +100,22 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
   return gathered
 
 
-# ----------------------------------------------------------------------- published figures
+# ------------------------------------------------------------------------ published scores
 
 
-class Figure(NamedTuple):
-  """One published accuracy in percent; None where the source reports a failure (`note`)."""
+class PublishedScore(NamedTuple):
+  """One row of published_results.csv.
+
+  Attributes:
+    source: paper or leaderboard, a key of `SOURCES`.
+    table: of the source.
+    model: its name here.
+    family: of the model; 'chance' for random guessing.
+    task: its name here; of GLUE as 'glue/cola_mcc', with the metric.
+    value: accuracy in percent; of GLUE a fraction; None where the source reports a failure.
+    regime: whose rules the entry keeps to: 'lra', or 'paper' on GLUE; 'external' is neither.
+    note: what else the source says, such as why there is no value.
+  """
 
   source: str
   table: str
@@ -112,23 +123,23 @@ class Figure(NamedTuple):
   family: str
   task: str
   value: float | None
-  regime: str  # 'lra', or 'external' for entries that do not keep to LRA's rules.
+  regime: str
   note: str
 
   @property
   def fraction(self) -> float | None:
-    """The accuracy as a fraction, as those of runs are."""
+    """An accuracy as a fraction, as those of runs are; not for GLUE, whose values are."""
     return None if self.value is None else round(self.value / 100, 6)
 
 
 @functools.cache
-def load_published(metric: str = 'accuracy') -> tuple[Figure, ...]:
+def load_published(metric: str = 'accuracy') -> tuple[PublishedScore, ...]:
   """Return the published accuracies of published_results.csv, or what it calls `score`: GLUE's."""
   file = importlib.resources.files('lra_tasks').joinpath('published_results.csv')
   rows = csv.DictReader(file.read_text(encoding='utf-8').splitlines())
   return tuple(
-    Figure(
-      **{name: row[name] for name in Figure._fields if name != 'value'},
+    PublishedScore(
+      **{name: row[name] for name in PublishedScore._fields if name != 'value'},
       value=float(row['value']) if row['value'] else None,
     )
     for row in rows
@@ -137,13 +148,13 @@ def load_published(metric: str = 'accuracy') -> tuple[Figure, ...]:
 
 
 def published_for(
-  figures: Iterable[Figure], task: str, external: bool = False
-) -> dict[str, dict[str, Figure]]:
-  """Return {model: {'paper' or 'lra': figure}} of one task.
+  published: Iterable[PublishedScore], task: str, external: bool = False
+) -> dict[str, dict[str, PublishedScore]]:
+  """Return {model: {'paper' or 'lra': score}} of one task.
 
   Args:
-    figures: what to choose from.
-    task: the task's name; an unknown one has no figures.
+    published: what to choose from.
+    task: the task's name; an unknown one has no scores.
     external: also entries that do not keep to LRA's rules.
 
   >>> published_for(load_published(), 'listops')['gmm_prf']['paper'].value
@@ -151,7 +162,7 @@ def published_for(
   """
   regimes = {'lra', 'external'} if external else {'lra'}
   found = collections.defaultdict(dict)
-  for figure in figures:
-    if figure.task == task and figure.regime in regimes:
-      found[figure.model].setdefault(SOURCES[figure.source], figure)
+  for score in published:
+    if score.task == task and score.regime in regimes:
+      found[score.model].setdefault(SOURCES[score.source], score)
   return dict(found)

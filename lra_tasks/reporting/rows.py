@@ -1,4 +1,4 @@
-"""The report as numbers: our runs, gathered by config, beside the published figures."""
+"""The report as numbers: our runs, gathered by config, beside the published scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lra_tasks.finished import Run, Unfinished
 from lra_tasks.reporting import results
-from lra_tasks.reporting.results import Figure, Group, Results
+from lra_tasks.reporting.results import Group, PublishedScore, Results
 
 # Those of LRA, in the order of tables.
 LRA_TASKS = (
@@ -18,10 +18,10 @@ LRA_TASKS = (
   'pathfinder256',
 )  # fmt: skip
 _MAX_PARAMETER_RATIO = 1.10  # LRA's rule for like-for-like models.
-# Whose figure the rows of a preset are held against, as long as no field was changed: that which it
+# Whose score the rows of a preset are held against, as long as no field was changed: that which it
 # repeats, or is meant to beat. Other runs are other experiments than the published ones.
 _HELD_AGAINST = {'paper': 'paper', 'tuned': 'paper', 'lra': 'lra'}
-# (preset, task) where the figures are of something else, and why.
+# (preset, task) where the scores are of something else, and why.
 _NOT_HELD = {
   ('lra', 'text'): "LRA's figures on Text are of inputs of 4,000 bytes; the preset lra has the "
   "1,000 of LRA's config: no difference is given."
@@ -42,9 +42,9 @@ class Row:
   accuracy_sd: float | None = None
   accuracy_of_one_draw: float | None = None
   voting_accuracy: float | None = None
-  paper: Figure | None = None
-  lra: Figure | None = None
-  comparable: bool | None = None  # Whether these figures are for the same data.
+  paper: PublishedScore | None = None
+  lra: PublishedScore | None = None
+  comparable: bool | None = None  # Whether these two are for the same data.
   parameter_ratio: float | None = None
   steps_per_second: float | None = None  # Mean over the runs.
   peak_memory_bytes: int | None = None  # Largest of the runs.
@@ -56,22 +56,22 @@ class Row:
     return f'{self.model} {self.preset}'.rstrip()
 
   @property
-  def reference(self) -> Figure | None:
-    """The published figure that the row is held against, if its preset is held against one."""
+  def reference(self) -> PublishedScore | None:
+    """The published score that the row is held against, if its preset is held against one."""
     column = _HELD_AGAINST.get(self.runs[0].preset) if self.runs else None
     return getattr(self, column) if column else None
 
   @property
   def difference(self) -> float | None:
-    """Our mean minus the published figure; None where they are not of one experiment."""
-    figure = self.reference
-    if not (self.comparable and figure) or figure.value is None or self.not_held:
+    """Our mean minus the published score; None where they are not of one experiment."""
+    reference = self.reference
+    if not (self.comparable and reference) or reference.value is None or self.not_held:
       return None
-    return self.accuracy - figure.fraction
+    return self.accuracy - reference.fraction
 
   @property
   def not_held(self) -> str | None:
-    """Why a row of an unchanged preset is not held against its figure; None if it is."""
+    """Why a row of an unchanged preset is not held against its reference; None if it is."""
     if self.reference is None:
       return None
     return _NOT_HELD.get((self.runs[0].preset, self.runs[0].task))
@@ -100,8 +100,8 @@ class Table:
   rows: tuple[Row, ...]
 
   @property
-  def figures(self) -> tuple[Figure, ...]:
-    """Every published figure that is shown."""
+  def published(self) -> tuple[PublishedScore, ...]:
+    """Every published score that is shown."""
     return tuple(dict.fromkeys(f for row in self.rows for f in (row.paper, row.lra) if f))
 
   @property
@@ -119,18 +119,21 @@ class Report(NamedTuple):
 
 
 def build_report(
-  found: Results, figures: Iterable[Figure], which: str = 'matching', external: bool = False
+  found: Results,
+  published: Iterable[PublishedScore],
+  which: str = 'matching',
+  external: bool = False,
 ) -> Report:
   """Return one table for each task, data set and split.
 
   Args:
     found: the runs.
-    figures: all published figures.
-    which: 'matching' shows the figures of the models that were run and of random guessing, 'all'
+    published: all published scores.
+    which: 'matching' shows the scores of the models that were run and of random guessing, 'all'
       those of every other model too, 'none' nothing.
     external: whether to show entries that do not keep to LRA's rules.
   """
-  figures = tuple(figures) if which != 'none' else ()
+  published = tuple(published) if which != 'none' else ()
   groups = collections.defaultdict(list)
   for group in results.group_runs(found.runs):
     first = group.runs[0]
@@ -138,8 +141,8 @@ def build_report(
   order = lambda key: (_rank(key[0].partition('/')[0]), key)  # Of a task, then its variants.
   tables = []
   for key in sorted(groups, key=order):
-    published = results.published_for(figures, key[0], external)
-    tables.append(Table(*key, _rows(groups[key], published, which == 'all')))
+    of_task = results.published_for(published, key[0], external)
+    tables.append(Table(*key, _rows(groups[key], of_task, which == 'all')))
   return Report(tuple(tables), found.unfinished)
 
 
@@ -148,7 +151,7 @@ def _rank(task: str) -> int:
 
 
 def _rows(
-  groups: Sequence[Group], published: Mapping[str, Mapping[str, Figure]], others: bool
+  groups: Sequence[Group], published: Mapping[str, Mapping[str, PublishedScore]], others: bool
 ) -> tuple[Row, ...]:
   """Return our rows, best first; chance; models that were not run (if `others`), best first."""
   configs = collections.Counter((g.runs[0].model, g.runs[0].preset) for g in groups)
@@ -162,10 +165,10 @@ def _rows(
   chance = {(run.examples, run.majority_class) for row in ours for run in row.runs}
   comparable = all(row.comparable for row in ours)
   rest = [
-    Row('published', model, regime(figures.values()), comparable=comparable, **figures)
-    for model, figures in published.items()
+    Row('published', model, regime(scores.values()), comparable=comparable, **scores)
+    for model, scores in published.items()
     if model not in {row.model for row in ours}
-    and (others or any(figure.family == 'chance' for figure in figures.values()))
+    and (others or any(score.family == 'chance' for score in scores.values()))
   ]
   return (
     *sorted(ours, key=lambda row: (-row.accuracy, row.label)),
@@ -174,7 +177,7 @@ def _rows(
   )
 
 
-def _run_row(group: Group, preset: str, figures: Mapping[str, Figure]) -> Row:
+def _run_row(group: Group, preset: str, published: Mapping[str, PublishedScore]) -> Row:
   runs = group.runs
   accuracies = [run.accuracy for run in runs]
   ratios = [run.parameters / run.base_parameters for run in runs if run.base_parameters]
@@ -191,7 +194,7 @@ def _run_row(group: Group, preset: str, figures: Mapping[str, Figure]) -> Row:
     accuracy_sd=statistics.stdev(accuracies) if len(runs) > 1 else None,
     accuracy_of_one_draw=mean(run.accuracy_of_one_draw for run in runs),
     voting_accuracy=mean(run.voting_accuracy for run in runs),
-    **figures,
+    **published,
     comparable=all(run.is_comparable for run in runs),
     parameter_ratio=max(ratios, default=None),
     steps_per_second=statistics.fmean(speeds) if speeds else None,
@@ -219,6 +222,6 @@ def mean(values: Iterable[float | None]) -> float | None:
   return None if None in values or not values else statistics.fmean(values)
 
 
-def regime(figures: Iterable[Figure]) -> str:
+def regime(scores: Iterable[PublishedScore]) -> str:
   """Return 'external' for entries that do not keep to LRA's rules, else 'published'."""
-  return 'external' if all(f.regime == 'external' for f in figures) else 'published'
+  return 'external' if all(score.regime == 'external' for score in scores) else 'published'

@@ -79,7 +79,7 @@ _CSV_COLUMNS = (
 def render_csv(report: Report) -> str:
   """Return the report as CSV with raw numbers; all accuracies are fractions.
 
-  Lines of kind 'run' and 'majority' are the rows of the tables. Each published figure that is shown
+  Lines of kind 'run' and 'majority' are the rows of the tables. Each published score that is shown
   is a line of kind 'published' with its source, also where its model was run. Several values of one
   cell are separated by blanks, or by semicolons if they are text.
   """
@@ -88,9 +88,9 @@ def render_csv(report: Report) -> str:
   writer.writeheader()
   for table in report.tables:
     lines = [_csv_of_row(row) for row in table.rows if row.kind != 'published']
-    for f in table.figures:
-      line = {'kind': 'published', 'preset': regime([f]), 'accuracy': f.fraction}
-      lines.append(f._asdict() | line | {'source': f'{f.source}, {f.table}'})
+    for score in table.published:
+      line = {'kind': 'published', 'preset': regime([score]), 'accuracy': score.fraction}
+      lines.append(score._asdict() | line | {'source': f'{score.source}, {score.table}'})
     for line in lines:
       line = vars(table) | line
       writer.writerow({name: _csv_value(line.get(name)) for name in _CSV_COLUMNS})

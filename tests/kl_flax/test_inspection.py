@@ -10,7 +10,7 @@ from breadth import slow_but
 from kl_flax import inspection
 from kl_flax.attention import KernelAttention
 from kl_flax.encoder import MultiHeadAttention, sinusoidal_positions
-from kl_flax.inspection import capture, capture_inputs
+from kl_flax.inspection import capture, capture_inputs, maps
 from kl_flax.models import MODELS, make_classifier
 from kl_flax.orthogonal import Gaussian
 from kl_flax.predictor import Predictor
@@ -106,7 +106,7 @@ def test_unit_vectors_for_values_give_the_weights_of_softmax():
   (layer,) = capture(*make('transformer', num_layers=1), IDS, MASK)
   for sequence, count in enumerate((7, 4)):
     rows = np.array([2, 0])
-    found = inspection._measured_map(layer, sequence, np.arange(count), rows)
+    found = maps._measured_map(layer, sequence, np.arange(count), rows)
     expected = inspection.attention_map(layer, sequence, rows)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -140,7 +140,7 @@ def test_mechanisms_without_weights_say_so():
 
 def test_rows_of_maps_do_not_depend_on_others(layers, monkeypatch):
   whole = inspection.attention_map(layers[1])
-  monkeypatch.setattr(inspection, '_VALUES_AT_ONCE', 300)  # Two rows at a time.
+  monkeypatch.setattr(maps, '_VALUES_AT_ONCE', 300)  # Two rows at a time.
   some = inspection.attention_map(layers[1], rows=[3, 0, 6])
   np.testing.assert_allclose(some, whole[:, [3, 0, 6]], rtol=1e-5, atol=1e-6)
 

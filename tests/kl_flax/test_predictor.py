@@ -11,13 +11,14 @@ import pytest
 from breadth import slow_but
 
 from kl_flax.models import make_classifier
-from kl_flax.predictor import Predictor, count_votes
+from kl_flax.predictor import Predictor
 from kl_flax.tokenizers import (
   ByteTokenizer,
   PixelTokenizer,
   WordPieceTokenizer,
   train_wordpiece,
 )
+from kl_flax.votes import count_votes
 
 SIZES = {
   'num_classes': 3, 'emb_dim': 8, 'num_heads': 2, 'num_layers': 1, 'qkv_dim': 8, 'mlp_dim': 8,
@@ -148,24 +149,6 @@ def test_lengths_that_matter_are_those_of_training():
 
 
 # Votes.
-
-
-def test_a_vote_by_hand():
-  # Four draws of one input; log 2 against 1 and 1 is a probability of one half.
-  two, three = np.log(2), np.log(3)
-  vote = count_votes(np.array([[[two, 0, 0]], [[two, 0, 0]], [[0, two, 0]], [[three, 0, 0]]]))
-  assert (vote.labels.tolist(), vote.votes.tolist()) == ([0], [[3, 1, 0]])
-  np.testing.assert_allclose(vote.probabilities, [[1.85 / 4, 1.2 / 4, 0.95 / 4]], rtol=1e-6)
-  np.testing.assert_allclose(vote.inconsistency, [0.25])
-  # Odds of class 0 against both others: 2 / 2, 2 / 2, 1 / 3, 3 / 2.
-  odds = np.log([1, 1, 1 / 3, 1.5])
-  np.testing.assert_allclose(vote.log_odds, [odds], atol=1e-12)
-  np.testing.assert_allclose(vote.relative_deviation, [odds.std() / abs(odds.mean())])
-  # Of equals, the more probable; far from 0 and 1, too.
-  tie = count_votes(np.array([[[0.0, 900.0]], [[1000.0, 0.0]]]) / 1000)
-  assert tie.labels.tolist() == [0]
-  certain = count_votes(np.full((2, 1, 2), [0.0, 900.0]))
-  np.testing.assert_allclose(certain.log_odds, [[900, 900]])
 
 
 @pytest.fixture(scope='module')

@@ -10,11 +10,8 @@ import pytest
 import tokenizers
 from hypothesis import given
 
-from kl_flax.tokenizers import (
-  WordPieceTokenizer,
-  tokenizer_from_dict,
-  train_wordpiece,
-)
+from kl_flax.tokenizers import tokenizer_from_dict
+from kl_flax.wordpiece import WordPieceTokenizer, train_wordpiece
 
 VOCABULARY = ['[PAD]', '[UNK]', '[SEP]', 'a', 'b', '##b', 'cat', '##s', 'un', '.', '[', ']', 'sep']
 

@@ -1,7 +1,9 @@
-"""Tests of how commands end."""
+"""Tests of how commands begin and end."""
 
 import pytest
+from absl import flags
 
+from lra_tasks import benchmark, gradient_statistics, inspect_run, prepare, sweep, variance
 from lra_tasks.console import one_line_errors
 
 
@@ -39,3 +41,15 @@ def test_anything_else_shows_where(error):
 @pytest.mark.parametrize(('returned', 'code'), [(None, 0), (0, 0), (130, 130)])
 def test_exit_codes_pass(returned, code):
   assert one_line_errors(lambda argv: returned)([]) == code
+
+
+@pytest.mark.parametrize(
+  'command',
+  [benchmark, gradient_statistics, inspect_run, prepare, sweep, variance],
+  ids=lambda command: command.__name__.rpartition('.')[2],
+)
+def test_help_shows_every_flag(command):
+  """Also those that are defined by functions which several commands share."""
+  values = flags.FlagValues()
+  command.define_flags(values)
+  assert {flag.name for flag in values.get_key_flags_for_module(command)} == set(values)

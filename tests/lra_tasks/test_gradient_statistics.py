@@ -12,9 +12,9 @@ from run_helpers import read, run_here
 
 from kl_flax.models import make_classifier
 from lra_tasks import gradient_statistics
-from lra_tasks.checkpoint import Checkpoints
 from lra_tasks.data import sparse_sum
 from lra_tasks.gradient_statistics import Curve, Statistics, hidden_gradients, summarise
+from lra_tasks.run_checkpoints import RunCheckpoints
 
 NUM_DRAWS, NUM_EXAMPLES = 3, 4
 PERCENTS = (1, 2, 100)
@@ -120,7 +120,7 @@ def test_the_command(shared, run, tmp_path, capsys):
 
   description = read(run, 'config.json')
   model = make_classifier(**description['model'])
-  checkpoints = Checkpoints(run / 'checkpoints')
+  checkpoints = RunCheckpoints(run / 'checkpoints')
   params = checkpoints.restore(10, None)['params']
   checkpoints.close()
   data = sparse_sum.SparseSumData(**description['config']['data'])

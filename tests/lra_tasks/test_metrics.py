@@ -4,7 +4,7 @@ import pytest
 import sklearn.metrics
 from hypothesis import example, given
 
-from kl_flax.predictor import count_votes
+from kl_flax.votes import count_votes
 from lra_tasks.metrics import METRICS, Votes, accuracy, f1, matthews
 
 

@@ -1,7 +1,9 @@
 import json
 import logging
+import math
 import time
 
+import numpy as np
 import pytest
 
 from lra_tasks.console import Progress
@@ -51,6 +53,22 @@ def test_json_is_whole_or_absent(tmp_path):
   with pytest.raises(TypeError):
     write_json(path, {'a': object()})
   assert read_json(path) == {'a': 1}
+
+
+def test_files_are_json_whatever_the_numbers(tmp_path):
+  """JSON has neither infinity nor NaN; other readers than Python's refuse them."""
+  bad = [math.inf, -math.inf, math.nan]
+  values = {'x': bad[0], 'deep': [{'y': np.float64(bad[1])}, (1.5, bad[2])], 'n': 3, 'none': None}
+  read = lambda text: json.loads(text, parse_constant=pytest.fail)
+  write_json(str(tmp_path / 'results.json'), values)
+  found = read((tmp_path / 'results.json').read_text())
+  assert found == {'x': None, 'deep': [{'y': None}, [1.5, None]], 'n': 3, 'none': None}
+  for step in (1, 2):  # What is taken over from the file, too.
+    log = RunLog(str(tmp_path), step, time.monotonic())
+    log.add({'step': step, 'train_norm': bad[0]})
+    log.close()
+  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  assert [read(line)['train_norm'] for line in lines] == [None, None]
 
 
 def test_progress_logs_lines_where_there_is_no_terminal(caplog):

@@ -7,6 +7,7 @@ import pytest
 from kl_flax.tokenizers import ByteTokenizer
 from lra_tasks import rundir
 from lra_tasks.files import read_json, write_json
+from lra_tasks.finished import parse_run
 from lra_tasks.metrics import VoteMetrics
 
 STATE = {'w': np.zeros(2**18, np.float32)}  # 1 MiB
@@ -150,7 +151,9 @@ def test_results_tell_draws_apart(tmp_path):
   found = rundir.results(about, sums | {'votes': votes}, [], eval_samples=4, **options)
   write_json(str(tmp_path / 'results.json'), found)
   stored = read_json(str(tmp_path / 'results.json'))
-  assert VoteMetrics(**{name: stored[name] for name in VoteMetrics._fields}) == votes
+  assert (stored['median_deviation'], stored['mean_deviation']) == (0.1, None)
+  back = parse_run(stored, tmp_path / 'results.json')
+  assert VoteMetrics(**{name: getattr(back, name) for name in VoteMetrics._fields}) == votes
   sums |= {'accuracy_by_draw': np.array([9.0]), 'votes': None}
   found = rundir.results(about, sums, [], eval_samples=1, **options)
   assert (found['accuracy_of_one_draw'], found['accuracy_sd_of_draws']) == (9 / 16, None)

@@ -11,7 +11,8 @@ from absl import flags
 from report_helpers import RUN
 from run_helpers import read, run_here
 
-from kl_flax.predictor import Predictor, Vote
+from kl_flax.predictor import Predictor
+from kl_flax.votes import Vote
 from lra_tasks import variance
 from lra_tasks.data import listops
 from lra_tasks.variance import Variance, draw_correlations, draw_metrics, measure, r_squared
@@ -245,6 +246,19 @@ def test_kept_results_make_the_figures(capsys, tmp_path):
   assert code == 1
   assert 'no run to measure. Runs left out: ' in err
   assert '5 with neither' in err
+
+
+def test_infinite_deviations_of_kept_results(capsys, tmp_path):
+  for seed in range(3):
+    deviation = None if seed == 1 else 0.1 * (seed + 1)
+    changes = VOTES | {'seed': seed, 'accuracy': 0.36 + seed / 100, 'median_deviation': deviation}
+    keep(tmp_path / f'runs/seed{seed}', **changes)
+  code, out, err = run(capsys, tmp_path / 'runs', f'--out={tmp_path}')
+  assert code == 0, err
+  assert [line.split()[-1] for line in out.splitlines()[4:7]] == ['0.100', 'inf', '0.300']
+  runs = json.loads((tmp_path / 'variance.json').read_text(), parse_constant=pytest.fail)['runs']
+  assert [v['median_deviation'] for v in runs] == pytest.approx([0.1, None, 0.3])
+  assert (tmp_path / 'correlations_listops.png').exists()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ import pytest
 
 from lra_tasks import metrics
 from lra_tasks.data import datasets, glue, sources
-from lra_tasks.data.glue import GLUE_TASKS, GlueData, make_builder, read_splits
+from lra_tasks.data.glue import GlueData, make_builder
+from lra_tasks.data.glue_files import digest_splits, read_splits
+from lra_tasks.data.glue_tasks import GLUE_TASKS
 from lra_tasks.data.pipeline import collate
 from lra_tasks.data.tokenized import Tokenized, read_text
 
@@ -257,7 +259,7 @@ def test_prepared_data_needs_no_source(builder, tmp_path):
 
 
 def test_known_contents_have_no_digest(monkeypatch, folder, tmp_path):
-  digest = glue.digest_splits(read_splits(str(folder), GLUE_TASKS['cola']))
+  digest = digest_splits(read_splits(str(folder), GLUE_TASKS['cola']))
   make = lambda: make_builder(
     SMALL, task='cola', data_dir=str(tmp_path / 'data'), source=str(folder)
   )

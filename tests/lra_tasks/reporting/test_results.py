@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 from pathlib import Path
 
@@ -131,6 +132,22 @@ def test_wrong_values_are_named(tmp_path, changes, words):
   assert f'{tmp_path}/results.json: {words}' in error_of(tmp_path)
 
 
+@pytest.mark.parametrize(
+  ('votes', 'deviation', 'expected'),
+  [
+    (0.4, 0.5, 0.5),
+    (0.4, None, math.inf),  # JSON has no number for it.
+    (0.4, math.inf, math.inf),  # As earlier versions wrote it.
+    (None, None, None),
+    (0.4, ..., None),
+  ],
+)
+def test_null_is_infinite_where_votes_were_counted(tmp_path, votes, deviation, expected):
+  write_run(tmp_path, voting_accuracy=votes, mean_deviation=deviation)
+  [run] = results.load_results([tmp_path]).runs
+  assert run.mean_deviation == expected
+
+
 # Repeated seeds.
 
 
@@ -150,7 +167,7 @@ def test_runs_of_different_configs_stay_apart(key):
   assert [len(group.runs) for group in groups] == [1, 1]
 
 
-# Published figures.
+# Published scores.
 
 
 @pytest.mark.parametrize(
@@ -174,16 +191,16 @@ def test_published_figures(task, model, paper, lra):
 
 
 def test_published_sources_are_known_and_unique():
-  figures = results.load_published()
-  assert {f.source for f in figures} == set(results.SOURCES)
-  keys = [(f.source, f.task, f.model) for f in figures]
+  published = results.load_published()
+  assert {score.source for score in published} == set(results.SOURCES)
+  keys = [(score.source, score.task, score.model) for score in published]
   assert len(keys) == len(set(keys))
 
 
 def test_published_failure_external_and_unknown():
-  figures = results.load_published()
-  failure = results.published_for(figures, 'pathfinder128')['local']['lra']
+  published = results.load_published()
+  failure = results.published_for(published, 'pathfinder128')['local']['lra']
   assert (failure.value, failure.fraction) == (None, None)
-  assert 'igloo' not in results.published_for(figures, 'listops')
-  assert results.published_for(figures, 'listops', external=True)['igloo']['lra'].value == 39.23
-  assert results.published_for(figures, 'chess') == {}
+  assert 'igloo' not in results.published_for(published, 'listops')
+  assert results.published_for(published, 'listops', external=True)['igloo']['lra'].value == 39.23
+  assert results.published_for(published, 'chess') == {}

@@ -18,7 +18,7 @@ ENDINGS = ('.zip', *sources.ARCHIVE_ENDINGS)
 _DEPTH = 2
 
 
-class Tree:
+class FileTree:
   """The files of a directory, of a zip archive or of a tar archive.
 
   Attributes:

@@ -1,4 +1,7 @@
-"""Checkpoints of a run, on Orbax: train state, place in the data, validation metrics, checksum.
+"""Checkpoints of a training run, written and gone on from by Orbax.
+
+They hold train state, place in the data, validation metrics and a checksum; what reads them without
+a training is `kl_flax.checkpoints`.
 
 A step directory appears only when it is complete, so a killed run never leaves half of one. Two
 newest checkpoints are kept, and the best on validation; besides, the first to reach each accuracy
@@ -47,7 +50,7 @@ class _FirstToReach(managers.PreservationPolicy):
     return kept
 
 
-class Checkpoints:
+class RunCheckpoints:
   """The checkpoints under one directory.
 
   Args:

@@ -6,7 +6,7 @@ import pytest
 from run_helpers import save_altered
 
 from kl_flax.checkpoints import checksum
-from lra_tasks.checkpoint import Checkpoints
+from lra_tasks.run_checkpoints import RunCheckpoints
 
 
 def make_state(value):
@@ -19,7 +19,7 @@ def make_data():
 
 def save(directory, scores, keep_accuracies=()):
   """Save a checkpoint per (step, score); a score of None means not evaluated."""
-  checkpoints, data = Checkpoints(directory, keep_accuracies), make_data()
+  checkpoints, data = RunCheckpoints(directory, keep_accuracies), make_data()
   for step, score in scores:
     metrics = None if score is None else {'accuracy': score}
     checkpoints.save(step, make_state(step), data, metrics)
@@ -34,7 +34,7 @@ def steps_in(directory):
 def test_two_newest_and_the_best_are_kept(tmp_path):
   save(tmp_path, [(1, 0.2), (2, 0.9), (3, 0.1), (4, None), (5, 0.3), (6, None)])
   assert steps_in(tmp_path) == [2, 5, 6]
-  assert Checkpoints(tmp_path).best_step() == 2
+  assert RunCheckpoints(tmp_path).best_step() == 2
 
 
 def test_the_first_to_reach_an_accuracy_are_kept(tmp_path):
@@ -44,19 +44,19 @@ def test_the_first_to_reach_an_accuracy_are_kept(tmp_path):
   # A run that goes on keeps them, too; another one may still be reached.
   save(tmp_path, [(9, 0.6), (10, 0.96), (11, 0.97), (12, None), (13, None)], (20, 40, 60, 80, 95))
   assert steps_in(tmp_path) == [2, 5, 7, 10, 11, 12, 13]
-  assert Checkpoints(tmp_path).best_step() == 11
+  assert RunCheckpoints(tmp_path).best_step() == 11
 
 
 def test_of_equal_checkpoints_the_last_is_the_best(tmp_path):
   save(tmp_path, [(1, 0.5), (2, 0.5), (3, 0.4)])
-  assert Checkpoints(tmp_path).best_step() == 2
+  assert RunCheckpoints(tmp_path).best_step() == 2
   assert steps_in(tmp_path) == [2, 3]
 
 
 def test_state_and_iterator_come_back(tmp_path):
   save(tmp_path, [(1, 0.2), (2, None)])
   data = make_data()
-  step, state = Checkpoints(tmp_path).restore_newest(make_state(0), data)
+  step, state = RunCheckpoints(tmp_path).restore_newest(make_state(0), data)
   assert step == 2
   np.testing.assert_array_equal(state['params']['w'], make_state(2)['params']['w'])
   assert next(data) == 1
@@ -69,7 +69,7 @@ def test_relative_directories_work(tmp_path, monkeypatch):
 
 
 def test_nothing_to_restore(tmp_path):
-  assert Checkpoints(tmp_path).restore_newest(make_state(0), make_data()) is None
+  assert RunCheckpoints(tmp_path).restore_newest(make_state(0), make_data()) is None
 
 
 def damage(directory, how):
@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, how)
   save(tmp_path, [(1, 0.2), (2, 0.3)])
   damage(tmp_path / '2', how)
   data = make_data()
-  step, state = Checkpoints(tmp_path).restore_newest(make_state(0), data)
+  step, state = RunCheckpoints(tmp_path).restore_newest(make_state(0), data)
   assert step == 1
   assert state['step'] == 1
   assert next(data) == 0
@@ -117,17 +117,17 @@ def alter_step(state):
 def test_silently_altered_values_are_found(tmp_path, caplog, alter):
   save(tmp_path, [(1, 0.2)])
   save_altered(tmp_path, 1)  # Nothing but values counts.
-  step, state = Checkpoints(tmp_path).restore_newest(make_state(0), make_data())
+  step, state = RunCheckpoints(tmp_path).restore_newest(make_state(0), make_data())
   assert (step, state['step']) == (1, 1)
   save_altered(tmp_path, 1, alter)
   with pytest.raises(ValueError, match='no checkpoint in .* can be read'):
-    Checkpoints(tmp_path).restore_newest(make_state(0), make_data())
+    RunCheckpoints(tmp_path).restore_newest(make_state(0), make_data())
   assert 'its contents do not match their checksum' in caplog.text
 
 
 def test_errors_that_are_no_damage_remove_nothing(tmp_path, monkeypatch):
   save(tmp_path, [(1, 0.2), (2, 0.3)])
-  checkpoints = Checkpoints(tmp_path)
+  checkpoints = RunCheckpoints(tmp_path)
 
   def fail(step, like):
     raise OSError('the disk is away')
@@ -141,14 +141,14 @@ def test_errors_that_are_no_damage_remove_nothing(tmp_path, monkeypatch):
 def test_an_unfinished_checkpoint_is_not_seen(tmp_path):
   save(tmp_path, [(1, 0.2), (2, 0.3)])
   (tmp_path / '2').rename(tmp_path / '2.orbax-checkpoint-tmp')
-  step, _ = Checkpoints(tmp_path).restore_newest(make_state(0), make_data())
+  step, _ = RunCheckpoints(tmp_path).restore_newest(make_state(0), make_data())
   assert step == 1
 
 
 def test_saving_again_replaces(tmp_path):
   save(tmp_path, [(1, None)])
   save(tmp_path, [(1, 0.7)])
-  assert Checkpoints(tmp_path).best_step() == 1
+  assert RunCheckpoints(tmp_path).best_step() == 1
 
 
 def test_checksum_sees_values_names_shapes_and_types():
