@@ -101,7 +101,7 @@ def test_one_part_may_be_short():
 def test_batches_come_in_parts_and_go_on_from_a_saved_place():
   source = Source(np.random.default_rng(0).integers(1, 17, 40))
   options = {'batch_size': 8, 'max_length': 16, 'seed': 0, 'share': Share()}
-  make = lambda: train_batches(source, parts=Parts((4, 4), (9, 16)), **options)
+  make = lambda: train_batches(source, parts=Parts((4, 4), (6, 16)), **options)
   batches, plain = make(), train_batches(source, **options)
   counts = []
   for _ in range(10):
