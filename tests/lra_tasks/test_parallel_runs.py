@@ -18,6 +18,7 @@ from run_helpers import (
   wait_for,
 )
 
+from lra_tasks.data import parts
 from lra_tasks.loop import NonFiniteLossError
 
 
@@ -113,3 +114,21 @@ def test_without_checkpoints_the_last_parameters_are_evaluated(shared, tmp_path,
   assert record['train_loss'] < 2.6
   if model == 'gmm_rks':
     assert record['eval_nonpositive_denominators'] == 0  # The smoothing sees to that.
+
+
+@pytest.mark.slow
+def test_a_run_in_parts_learns_what_one_of_whole_batches_does(
+  shared, tmp_path, caplog, monkeypatch
+):
+  for name, value in {'_COMPILATION': 0, '_OVERHEAD': 0, '_MULTIPLE': 1}.items():
+    monkeypatch.setattr(parts, name, value)
+  options = {'num_train_steps': 20, 'dropout_rate': 0.0}
+  records = []
+  for name in ('parts', 'whole'):
+    assert run_here(shared, tmp_path / name, **options) == 0
+    records.append(json.loads((tmp_path / name / 'metrics.jsonl').read_text()))
+    assert ('computed in parts' in caplog.text) == (name == 'parts')
+    caplog.clear()
+    monkeypatch.setattr(parts, '_SHARES', ())
+  for name in ('train_loss', 'eval_loss'):
+    assert records[0][name] == pytest.approx(records[1][name], rel=1e-3)
