@@ -312,12 +312,15 @@ class TokenEmbedding(nn.Module):
   def __call__(self, inputs: Int[Array, 'b l']) -> Float[Array, 'b l f']:
     """Return the rows of the table; an id outside of it gives zeros or NaN, never an error."""
     init = nn.initializers.normal(1.0)
-    table = self.param('table', init, (self.vocab_size, self.emb_dim)).astype(self.dtype)
+    table = self.param('table', init, (self.vocab_size, self.emb_dim))
     if self.vocab_size > _ONE_HOT_VOCAB:
-      return jnp.take(table, inputs, axis=0)
+      # Rounded afterwards: the gradients of a frequent token are summed up in float32.
+      return jnp.take(table, inputs, axis=0).astype(self.dtype)
     one_hot = jax.nn.one_hot(inputs, self.vocab_size, dtype=self.dtype)
     # Highest precision: the product must return the rows as they are.
-    return jnp.einsum('blv,vf->blf', one_hot, table, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum(
+      'blv,vf->blf', one_hot, table.astype(self.dtype), precision=jax.lax.Precision.HIGHEST
+    )
 
 
 def sinusoidal_positions(length: int, features: int) -> np.ndarray:

@@ -367,6 +367,21 @@ def test_embedding_returns_rows_of_the_table(vocab_size, dtype):
   np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize('vocab_size', [20, 1000])
+def test_gradients_of_a_frequent_token_are_summed_up_in_float32(vocab_size):
+  """In bfloat16 a sum of ones ends at 256: the next one is below half its spacing."""
+  embedding = TokenEmbedding(vocab_size, 4, jnp.bfloat16)
+  table, inputs = jnp.ones((vocab_size, 4)), jnp.full((1, 2000), 7)
+
+  def loss(table):
+    return jnp.sum(embedding.apply({'params': {'table': table}}, inputs), dtype=jnp.float32)
+
+  gradient = jax.jit(jax.grad(loss))(table)
+  np.testing.assert_array_equal(gradient[7], 2000)
+  assert gradient.dtype == jnp.float32
+
+
+
 @pytest.mark.parametrize('model_type', SOME)
 def test_parameters_of_bfloat16_models_are_float32(model_type):
   params = abstract_params(make_model(model_type, dtype='bfloat16'))
