@@ -62,6 +62,7 @@ class Run:
   mean_deviation: float | None = None
   f1: float | None = None
   matthews: float | None = None
+  validation_accuracy: Fraction | None = None
   learning_rate: float | None = None
   rates_id: str | None = None  # Equal for runs that differ in seed and learning rate alone.
   pretrained: str | None = None  # Task, model, config and seed of the run that it started from.

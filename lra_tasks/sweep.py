@@ -8,6 +8,12 @@ its memory is its own too, and a crash ends nothing else. Runs that are finished
 that was stopped goes on where it was: the same command, given again, makes the table grow. When
 time is up, the run that is under way saves its state, for which it has the last 20 seconds.
 
+  python -m lra_tasks.sweep --tasks=cola --models=gmm_prf --seeds=0,1,2 --runs=runs \\
+      --try=learning_rate=2e-3,5e-4,1e-4
+
+makes the runs of the first seed with each of the values, and those of the others with the value
+that was best on validation.
+
 Seeds come last, so that a first one of everything is there early. Several sweeps may share --runs,
 one for each GPU (CUDA_VISIBLE_DEVICES): each takes what no other has taken.
 
@@ -65,6 +71,8 @@ class Job(NamedTuple):
     seed: of the run.
     changes: pairs of a config field and a value, as they stand on a command line.
     init_from: directory of the run that it starts from, '' for none.
+    rivals: runs of the first seed, one with the same changes, that decide whether it is made: if
+      that one is the best of them on validation. None decide nothing.
   """
 
   task: str
@@ -73,6 +81,7 @@ class Job(NamedTuple):
   seed: int
   changes: tuple[tuple[str, str], ...] = ()
   init_from: str = ''
+  rivals: tuple[Job, ...] = ()
 
   def flags(self) -> list[str]:
     """Return what the training command is told of the run."""
@@ -113,6 +122,7 @@ def make_jobs(
   *,
   preset: str | None = None,
   changes: Sequence[str] = (),
+  tried: str | None = None,
   configs: str = 'configs',
   init_from: str | None = None,
 ) -> list[Job]:
@@ -124,6 +134,7 @@ def make_jobs(
     seeds: of each model on each task; the first one of everything comes first.
     preset: of the configs; by default that of the models, which must be the same for all of a task.
     changes: 'FIELD=VALUE' for fields of all configs.
+    tried: 'FIELD=VALUE,VALUE ...': the first seed takes each of these, the others the best of them.
     configs: directory of the files TASK.py.
     init_from: directory of the run that each starts from; '{model}' in it stands for the model.
 
@@ -137,18 +148,36 @@ def make_jobs(
       raise ValueError(f'--{kind} must name some, each once, got {",".join(map(str, values))!r}')
   for model in models:
     get_row(model)
-  pairs = [_parse_change(change) for change in changes]
+  common = tuple(_parse_change(change) for change in changes)
+  variants = [(*common, *change) for change in _parse_tried(tried)]
+  for fields in ([field for field, _ in variant] for variant in variants):
+    if len(set(fields)) < len(fields):
+      raise ValueError(f'a run has one value of each field, got {", ".join(fields)}')
   presets = {task: _preset(task, models, preset, configs) for task in task_names}
-  jobs = []
+  jobs: list[Job] = []
   for seed, task, model in itertools.product(seeds, task_names, models):
-    label = presets[task]
-    parts = [model, label, *(f'{field}={value}' for field, value in pairs), f'seed{seed}']
-    config = _config(task, model, label, configs)
+    config = _config(task, model, presets[task], configs)
     start = (init_from or '').replace('{model}', model)
-    job = Job(task, config, os.path.join(task, '_'.join(parts)), seed, tuple(pairs), start)
-    job.fields()  # Now, rather than in an hour.
-    jobs.append(job)
+    # Those of the first seed have been made above.
+    rivals = tuple(job for job in jobs if job.config == config and job.seed == seeds[0])
+    for pairs in variants:
+      parts = [model, presets[task], *map('='.join, pairs), f'seed{seed}']
+      name = os.path.join(task, '_'.join(parts))
+      job = Job(task, config, name, seed, pairs, start, rivals if len(variants) > 1 else ())
+      job.fields()  # Now, rather than in an hour.
+      jobs.append(job)
   return jobs
+
+
+def _parse_tried(tried: str | None) -> list[tuple[tuple[str, str], ...]]:
+  """Return the changes that a `--try` asks for, one after the other; no change without it."""
+  if tried is None:
+    return [()]
+  field, _, values = tried.partition('=')
+  changes = [_parse_change(f'{field}={value}', '--try') for value in values.split(',')]
+  if len(set(changes)) < max(len(changes), 2):
+    raise ValueError(f'--try must be FIELD=VALUE,VALUE..., each value once, got {tried!r}')
+  return [(change,) for change in changes]
 
 
 def _config(task: str, model: str, preset: str | None, configs: str) -> str:
@@ -185,20 +214,24 @@ def _preset(task: str, models: Sequence[str], preset: str | None, configs: str) 
   return next(iter(found))
 
 
-def _parse_change(change: str) -> tuple[str, str]:
+def _parse_change(change: str, flag: str = '--set') -> tuple[str, str]:
   """Return field and value of a `--set`."""
   field, equals, value = change.partition('=')
   if not (field and equals):
-    raise ValueError(f'--set must be FIELD=VALUE, got {change!r}')
+    raise ValueError(f'{flag} must be FIELD=VALUE, got {change!r}')
   if field == 'random_seed':
-    raise ValueError(f'--set={change}: --seeds has the seeds')
+    raise ValueError(f'{flag}={change}: --seeds has the seeds')
   if '/' in change:
-    raise ValueError(f'--set={change}: it becomes part of a directory name, which has no "/"')
+    raise ValueError(f'{flag}={change}: it becomes part of a directory name, which has no "/"')
   return field, value
 
 
 class Outcome(NamedTuple):
-  """What became of a run: 'finished', 'stopped', 'failed', 'waiting' or 'taken', and a remark."""
+  """What became of a run, and a remark.
+
+  'finished', 'stopped', 'failed', 'waiting', or 'taken' by another process; 'undecided' until its
+  rivals are finished, 'passed over' if another one of them was better.
+  """
 
   state: str
   remark: str = ''
@@ -236,6 +269,15 @@ def _check_same(job: Job, folder: pathlib.Path, stored: Mapping[str, Any]) -> No
       f'{folder} holds another run; move it away, or name another directory:\n  '
       + '\n  '.join(lines)
     )
+
+
+def _score(job: Job, run: Run) -> float:
+  """Return what settings are chosen by: the task's metric on the validation split."""
+  metric = ('accuracy', *get_task(job.task).metrics)[-1]
+  found = getattr(run, metric) if run.validation_is_test else run.validation_accuracy
+  if found is None:
+    raise ValueError(f'{run.path} has no score on the validation split to choose settings by')
+  return found
 
 
 class Sweep:
@@ -305,14 +347,27 @@ class Sweep:
     return [self._runs] if self._kept is None else [self._kept, self._runs]
 
   def _outcome(self, job: Job) -> Outcome:
-    return outcome_of(job, self._directories())
+    found = outcome_of(job, self._directories())
+    if not job.rivals or found.state == 'finished':
+      return found
+    runs = {rival.changes: self._finished(rival) for rival in job.rivals}
+    if None in runs.values():
+      return Outcome('undecided', f'until seed {job.rivals[0].seed} has all values')
+    best = max(runs, key=lambda changes: _score(job, runs[changes]))
+    return found if job.changes == best else Outcome('passed over')
+
+  def _finished(self, job: Job) -> Run | None:
+    """Return a run that is finished."""
+    found = (read_folder(directory / job.name) for directory in self._directories())
+    return next((run for run in found if isinstance(run, Run)), None)
 
   def _take(self, job: Job, title: str) -> Outcome:
     """Make one run if there is something left to do, and time; return what there is of it then."""
     found = self._outcome(job)  # Another sweep may have made it meanwhile.
     if found.state == 'finished':
       self._keep(job)
-    if found.state == 'finished' or self._signal or self._left() < _START:
+    idle = found.state in ('finished', 'undecided', 'passed over')
+    if idle or self._signal or self._left() < _START:
       return found
     folder = self._runs / job.name
     try:
@@ -401,6 +456,7 @@ def _give_way() -> None:
 
 def render(found: Mapping[Job, Outcome]) -> str:
   """Return a table of what became of the runs, and a line that counts them."""
+  found = {job: outcome for job, outcome in found.items() if outcome.state != 'passed over'}
   width = max(len(job.name) for job in found)
   lines = [
     f'{job.name:<{width}}  {outcome.state:<8}  {outcome.remark}'.rstrip()
@@ -425,6 +481,11 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_multi_string, 'set', [],
     'FIELD=VALUE: a field of all configs, such as learning_rate=0.001 or '
     'attention.num_frequencies=64. May be repeated. Part of the names of runs.',
+  )  # fmt: skip
+  define(
+    flags.DEFINE_string, 'try', None,
+    'FIELD=VALUE,VALUE...: the first seed takes each of the values, the others the one that was '
+    "best on validation, by accuracy or the task's own metric.",
   )  # fmt: skip
   define(
     flags.DEFINE_string, 'init_from', None,
@@ -488,6 +549,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
     flag_values.seeds,
     preset=flag_values.preset,
     changes=flag_values.set,
+    tried=flag_values['try'].value,
     configs=flag_values.configs,
     init_from=flag_values.init_from,
   )

@@ -354,7 +354,7 @@ def draw_metrics(found: Sequence[Variance]) -> Any:
     axis.set_xticks([])
     spread = max(values) - min(values)
     if title.startswith(('gain', 'voting')) and spread:  # Bars from 0 would all look alike.
-      axis.set_ylim(min(values) - spread, max(values) + 0.2 * spread)
+      axis.set_ylim(max(min(values) - spread, 0), max(values) + 0.2 * spread)
     axis.grid(axis='y', alpha=0.3)
   for v in found:
     axes[0].bar([0], [0], color=color(v.model), label=_name(v))

@@ -381,7 +381,6 @@ def test_gradients_of_a_frequent_token_are_summed_up_in_float32(vocab_size):
   assert gradient.dtype == jnp.float32
 
 
-
 @pytest.mark.parametrize('model_type', SOME)
 def test_parameters_of_bfloat16_models_are_float32(model_type):
   params = abstract_params(make_model(model_type, dtype='bfloat16'))

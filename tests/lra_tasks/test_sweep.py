@@ -13,7 +13,8 @@ from absl import flags
 from run_helpers import ROOT, environment
 
 from lra_tasks import files, sweep
-from lra_tasks.sweep import Sweep, make_jobs
+from lra_tasks.finished import parse_run
+from lra_tasks.sweep import Job, Sweep, make_jobs, render
 
 CONFIGS = str(ROOT / 'configs')
 
@@ -40,6 +41,7 @@ if fields['model_type'] == 'rks' and not (folder / 'metrics.jsonl').exists():
   sys.exit(130 if stopped[0] == signal.SIGINT else 0)
 (folder / 'metrics.jsonl').write_text(json.dumps({'step': 9}) + '\\n')
 result = setting['result'] | {'model': fields['model_type'], 'steps': fields['num_train_steps']}
+result |= {'validation_accuracy': 1 - abs(fields['learning_rate'] - 0.2)}
 (folder / 'results.json').write_text(json.dumps(result))
 """
 RESULT = {
@@ -120,6 +122,67 @@ def test_models_of_a_task_have_one_preset():
   both = {('listops', 'paper'), ('pathfinder32', 'lra')}
   assert presets(['listops', 'pathfinder32'], ['gmm_prf', 'prf']) == both
   assert presets(['pathfinder32', 'cola'], models) == {('pathfinder32', 'lra'), ('cola', 'paper')}
+
+
+def rates_of(jobs, found):
+  """Return (seed, rate, state) of each job."""
+  return [
+    (job.seed, job.changes[-1][1], outcome.state)
+    for job, outcome in zip(jobs, found.values(), strict=True)
+  ]
+
+
+def test_later_seeds_take_the_value_that_was_best_with_the_first(trial):
+  jobs = jobs_of('gmm_prf', seeds=(3, 1), changes=['warmup=5'], tried='learning_rate=0.9,2e-1,0.4')
+  assert [job.name for job in jobs[:2]] == [
+    'listops/gmm_prf_tiny_warmup=5_learning_rate=0.9_seed3',
+    'listops/gmm_prf_tiny_warmup=5_learning_rate=2e-1_seed3',
+  ]
+  sweep = trial.sweep(jobs)
+  assert rates_of(jobs, sweep.outcomes()) == [
+    (3, '0.9', 'waiting'), (3, '2e-1', 'waiting'), (3, '0.4', 'waiting'),
+    (1, '0.9', 'undecided'), (1, '2e-1', 'undecided'), (1, '0.4', 'undecided'),
+  ]  # fmt: skip
+  found = sweep.run()
+  assert rates_of(jobs, found) == [
+    (3, '0.9', 'finished'), (3, '2e-1', 'finished'), (3, '0.4', 'finished'),
+    (1, '0.9', 'passed over'), (1, '2e-1', 'finished'), (1, '0.4', 'passed over'),
+  ]  # fmt: skip
+  assert len(trial.calls()) == 4
+  text = render(found)
+  assert 'seed1' in text
+  assert 'passed over' not in text
+  assert text.endswith('\n4 finished')
+  # Again, and where only what is kept is left.
+  assert trial.sweep(jobs).run() == found
+  assert trial.calls() == []
+
+
+def test_models_are_tried_apart_and_wait_for_all_values(trial):
+  # The second model's runs fail.
+  jobs = jobs_of('gmm_prf', 'prf', seeds=(0, 1), tried='learning_rate=0.1,0.2')
+  found = trial.sweep(jobs).run()
+  assert [outcome.state for outcome in found.values()] == [
+    'finished', 'finished', 'failed', 'failed',
+    'passed over', 'finished', 'undecided', 'undecided',
+  ]  # fmt: skip
+  assert 'until seed 0 has all values' in render(found)
+
+
+def test_what_is_judged_by_a_metric_of_its_own_is_chosen_by_it(trial):
+  results = {
+    'task': 'cola',
+    'validation_is_test': True,
+    'accuracy': 0.5,
+    'validation_accuracy': 0.6,
+  }
+  run = lambda **more: parse_run(RESULT | {'model': 'prf', 'steps': 9} | results | more, 'file')
+  job = lambda task: Job(task, 'file.py:prf', 'name', 0)
+  assert sweep._score(job('cola'), run(matthews=0.25)) == 0.25
+  assert sweep._score(job('sst2'), run(matthews=0.25)) == 0.5
+  assert sweep._score(job('sst2'), run(validation_is_test=False)) == 0.6
+  with pytest.raises(ValueError, match='file has no score on the validation split'):
+    sweep._score(job('cola'), run())
 
 
 def test_changes_are_in_names_flags_and_fields():
