@@ -169,7 +169,7 @@ def test_models_are_tried_apart_and_wait_for_all_values(trial):
   assert 'until seed 0 has all values' in render(found)
 
 
-def test_what_is_judged_by_a_metric_of_its_own_is_chosen_by_it(trial):
+def test_what_is_judged_by_a_metric_of_its_own_is_chosen_by_it():
   results = {
     'task': 'cola',
     'validation_is_test': True,
@@ -209,6 +209,12 @@ def test_changes_are_in_names_flags_and_fields():
       "^pathfinder32: unknown preset 'paper'.*known: ",
     ),
     ((['listops'], ['gmm_prf'], [0]), {'changes': ['warmup']}, 'must be FIELD=VALUE'),
+    ((['listops'], ['gmm_prf'], [0]), {'changes': ['warmup=1', 'warmup=2']}, 'one value of each'),
+    ((['listops'], ['gmm_prf'], [0]), {'tried': 'warmup=3'}, '--try must be FIELD=VALUE,VALUE'),
+    ((['listops'], ['gmm_prf'], [0]), {'tried': 'warmup=3,3'}, 'each value once, .*warmup=3,3'),
+    ((['listops'], ['gmm_prf'], [0]), {'tried': 'warmup'}, '--try must be FIELD=VALUE'),
+    ((['listops'], ['gmm_prf'], [0]), {'tried': 'warm=3,4'}, "unknown config field 'warm'"),
+    ((['listops'], ['gmm_prf'], [0]), {'tried': 'random_seed=3,4'}, '--try=random_seed=3: --seeds'),
     ((['listops'], ['gmm_prf'], [0]), {'changes': ['warm=3']}, "unknown config field 'warm'"),
     ((['listops'], ['gmm_prf'], [0]), {'changes': ['warmup=x']}, 'warmup=.x.: '),
     ((['listops'], ['gmm_prf'], [0]), {'changes': ['warmup=0']}, 'warmup must be'),
