@@ -26,29 +26,23 @@ Figures 9 and 10).
 from __future__ import annotations
 
 import collections
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from absl import app, flags
 
 from kl_flax.checkpoints import has_checkpoint
 from kl_flax.models import get_row
-from kl_flax.predictor import Predictor
-from lra_tasks import configuration, rundir, tasks
-from lra_tasks.console import one_line_errors, set_up_logging, show_progress, table_lines
-from lra_tasks.data import pipeline
+from lra_tasks import configuration, tasks
+from lra_tasks.console import one_line_errors, set_up_logging, table_lines
 from lra_tasks.files import read_json, write_json
 from lra_tasks.finished import Run, read_folder
-from lra_tasks.metrics import VoteMetrics, Votes
-from lra_tasks.plotting import color, label, new_figure, save
+from lra_tasks.plotting import save
 from lra_tasks.reporting import results
-from lra_tasks.tasks import get_task
+from lra_tasks.variance_figures import draw_correlations, draw_metrics
+from lra_tasks.variance_measures import Variance, measure_run, read_result
 
-# Examples whose votes are counted at a time.
-_CHUNK = 256
 # Draws of the frequencies, if no number is asked for.
 _SAMPLES = 100
 _WAY_OUT = (
@@ -57,167 +51,7 @@ _WAY_OUT = (
 )
 
 
-class Variance(NamedTuple):
-  """What was found of one run on one split; fractions, not percentages.
-
-  Attributes:
-    model: its name.
-    preset: of its config.
-    seed: of the run.
-    task: its name.
-    split: that was predicted.
-    examples: their number.
-    samples: draws.
-    accuracy: mean over the draws.
-    voting_accuracy: this and the others as in `lra_tasks.metrics.VoteMetrics`.
-    inconsistency: likewise.
-    median_deviation: likewise.
-    mean_deviation: likewise.
-  """
-
-  model: str
-  preset: str
-  seed: int
-  task: str
-  split: str
-  examples: int
-  samples: int
-  accuracy: float
-  voting_accuracy: float
-  inconsistency: float
-  median_deviation: float
-  mean_deviation: float
-
-  @property
-  def gain(self) -> float:
-    """Return voting accuracy over accuracy (AGV)."""
-    return self.voting_accuracy / self.accuracy if self.accuracy else float('nan')
-
-
-def measure(
-  predictor: Predictor, examples: Iterable[tuple[Any, int]], samples: int
-) -> dict[str, float]:
-  """Return the metrics of `Variance` on examples.
-
-  Args:
-    predictor: of the run.
-    examples: token ids (of pairs, two) and target of each.
-    samples: number of draws.
-
-  Raises:
-    ValueError: if there is no example.
-  """
-  right, votes = [], Votes()
-  for inputs, targets in _chunks(examples):
-    vote = predictor.vote(inputs, samples, encoded=True)
-    right.append(vote.votes[np.arange(len(targets)), targets] / samples)
-    votes.add(vote, targets)
-  found = votes.metrics()
-  if found is None:
-    raise ValueError('there is no example to measure on')
-  return {'accuracy': float(np.mean(np.concatenate(right))), **found._asdict()}
-
-
-def _chunks(examples: Iterable[tuple[Any, int]]) -> Iterator[tuple[list[Any], np.ndarray]]:
-  inputs, targets = [], []
-  for tokens, target in examples:
-    inputs.append(tokens)
-    targets.append(target)
-    if len(inputs) == _CHUNK:
-      yield inputs, np.array(targets)
-      inputs, targets = [], []
-  if inputs:
-    yield inputs, np.array(targets)
-
-
-def measure_run(
-  model_dir: str,
-  *,
-  split: str,
-  samples: int,
-  limit: int | None = None,
-  data_dir: str,
-  source: str | None = None,
-  task_name: str | None = None,
-) -> Variance:
-  """Return what was found of a trained run on the data that it was trained with.
-
-  Args:
-    model_dir: the run's directory.
-    split: 'train', 'validation' or 'test'.
-    samples: number of draws.
-    limit: of examples, the first ones; None for all.
-    data_dir: where prepared data sets are kept.
-    source: raw data to prepare from.
-    task_name: LRA's name of the data set within the task; None for that of the run.
-
-  Raises:
-    FileNotFoundError: if there is no run or no checkpoint.
-    ValueError: if the data is another, or there is none.
-  """
-  predictor = Predictor.restore(model_dir)
-  description = read_json(os.path.join(model_dir, 'config.json')) or {}
-  fields = description['config']
-  builder = rundir.open_data(
-    description,
-    data_dir=data_dir,
-    source=source,
-    task_name=task_name,
-    otherwise=lambda stored, found: (
-      f'{model_dir} was trained on {stored}, not on {found}: name its data by --source, '
-      '--task_name and --data_dir'
-    ),
-  )
-  spec = get_task(fields['task'])
-  records = tasks.read(
-    spec, builder, split, predictor.tokenizer, predictor.model.encoder.max_length
-  )
-  count = len(records) if limit is None else min(limit, len(records))
-  with show_progress(f'{model_dir}: predicting', count) as advance:
-    found = measure(predictor, _examples(records, count, spec.num_inputs, advance), samples)
-  return Variance(
-    fields['model_type'],
-    fields['preset'],
-    fields['random_seed'],
-    description['task'],
-    split,
-    count,
-    samples,
-    **found,
-  )
-
-
-def _examples(records, count, num_inputs, advance) -> Iterator[tuple[Any, int]]:
-  names = pipeline.input_names(num_inputs)
-  for start in range(0, count, _CHUNK):
-    for record in records.__getitems__(list(range(start, min(start + _CHUNK, count)))):
-      parts = [record[name] for name in names]
-      yield parts[0] if num_inputs == 1 else parts, int(record['target'])
-    advance(min(_CHUNK, count - start))
-
-
-# Results that were measured before.
-
-
-def read_result(
-  run: Run, *, split: str, samples: int | None = None, limit: int | None = None
-) -> Variance | None:
-  """Return what a run's own evaluation found; None if it did not find this.
-
-  Args:
-    run: a finished one.
-    split: that is asked for.
-    samples: number of draws; None for any.
-    limit: of examples; None for all. An evaluation has all.
-  """
-  found = {name: getattr(run, name) for name in VoteMetrics._fields}
-  fits = run.split == split and samples in (None, run.eval_samples)
-  if None in found.values() or not fits or (limit is not None and limit < run.examples):
-    return None
-  preset, count = run.preset or '', run.examples
-  return Variance(
-    run.model, preset, run.seed, run.task, split, count, run.eval_samples, run.accuracy, **found
-  )
+# The runs.
 
 
 class Choice(NamedTuple):
@@ -312,7 +146,7 @@ def _draws_nothing(model: Mapping[str, Any]) -> bool:
   return bool(model) and not get_row(model['model_type']).is_stochastic(model['attention'])
 
 
-# Tables and figures.
+# What is written.
 
 
 def render(found: Sequence[Variance]) -> str:
@@ -340,63 +174,6 @@ def render(found: Sequence[Variance]) -> str:
   if len(sizes) > 1:
     title = f'{first.split} split'
   return '\n'.join([title, '', *table_lines(rows, left=(0, 1, 3))])
-
-
-def draw_metrics(found: Sequence[Variance]) -> Any:
-  """Return the four metrics of the runs of one task side by side: Figure 5."""
-  titles = ('RSD, median', 'PI, %', 'gain by voting', 'voting accuracy, %')
-  figure, axes = new_figure(len(titles), width=2.8, height=3.4)
-  for axis, title, values in zip(
-    axes, titles, zip(*map(_metrics, found), strict=True), strict=True
-  ):
-    axis.bar(range(len(found)), values, color=[color(v.model) for v in found])
-    axis.set_title(title)
-    axis.set_xticks([])
-    spread = max(values) - min(values)
-    if title.startswith(('gain', 'voting')) and spread:  # Bars from 0 would all look alike.
-      axis.set_ylim(max(min(values) - spread, 0), max(values) + 0.2 * spread)
-    axis.grid(axis='y', alpha=0.3)
-  for v in found:
-    axes[0].bar([0], [0], color=color(v.model), label=_name(v))
-  figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper', frameon=False)
-  draws = ' or '.join(map(str, sorted({v.samples for v in found})))
-  figure.supxlabel(f'{found[0].task}, {found[0].split} split, {draws} draws', fontsize=8)
-  return figure
-
-
-def _metrics(v: Variance) -> tuple[float, ...]:
-  """Return what is drawn; nothing is where a deviation is infinite."""
-  deviation = v.median_deviation if np.isfinite(v.median_deviation) else float('nan')
-  return deviation, 100 * v.inconsistency, v.gain, 100 * v.voting_accuracy
-
-
-def _name(v: Variance) -> str:
-  return f'{label(v.model)}, {v.preset}, seed {v.seed}'
-
-
-def draw_correlations(found: Sequence[Variance]) -> Any:
-  """Return pairs of metrics over the runs of one task, with R² of a line: Figures 9 and 10."""
-  rsd, pi, gain, _ = zip(*map(_metrics, found), strict=True)
-  pairs = (('RSD', rsd, 'gain', gain), ('PI, %', pi, 'gain', gain), ('RSD', rsd, 'PI, %', pi))
-  figure, axes = new_figure(len(pairs), width=3.4, height=3.4)
-  for axis, (x_name, x, y_name, y) in zip(axes, pairs, strict=True):
-    for v, a, b in zip(found, x, y, strict=True):
-      axis.plot(a, b, 'o', color=color(v.model), label=_name(v))
-    axis.set(xlabel=x_name, ylabel=y_name, title=f'R² = {r_squared(x, y):.2f}')
-    axis.grid(alpha=0.3)
-  figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper', frameon=False)
-  return figure
-
-
-def r_squared(x: Sequence[float], y: Sequence[float]) -> float:
-  """Return the squared correlation; NaN where one of them does not vary, or is not all numbers.
-
-  >>> round(r_squared([1, 2, 3], [1, 2, 4]), 3)
-  0.964
-  """
-  if not (np.ptp(x) > 0 and np.ptp(y) > 0):
-    return float('nan')
-  return float(np.corrcoef(x, y)[0, 1] ** 2)
 
 
 def write(found: Sequence[Variance], out: str) -> list[Path]:

@@ -13,9 +13,10 @@ from run_helpers import read, run_here
 
 from kl_flax.predictor import Predictor
 from kl_flax.votes import Vote
-from lra_tasks import variance
+from lra_tasks import variance, variance_measures
 from lra_tasks.data import listops
-from lra_tasks.variance import Variance, draw_correlations, draw_metrics, measure, r_squared
+from lra_tasks.variance_figures import draw_correlations, draw_metrics, r_squared
+from lra_tasks.variance_measures import Variance, measure
 
 
 class Scripted:
@@ -54,7 +55,7 @@ def test_chunks_make_no_difference(monkeypatch):
   predictor = Scripted(np.stack([first, 5 - first], 1), random.normal(size=(11, 5)))
   examples = list(zip(range(11), random.integers(0, 2, 11), strict=True))
   whole = measure(predictor, examples, 5)
-  monkeypatch.setattr(variance, '_CHUNK', 4)
+  monkeypatch.setattr(variance_measures, '_CHUNK', 4)
   parts = measure(predictor, examples, 5)
   assert parts == pytest.approx(whole)
   with pytest.raises(ValueError, match='there is no example'):

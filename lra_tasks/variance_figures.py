@@ -1,0 +1,68 @@
+"""The metrics of variance as figures: of the runs of one task each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lra_tasks.plotting import color, label, new_figure
+from lra_tasks.variance_measures import Variance
+
+
+def draw_metrics(found: Sequence[Variance]) -> Any:
+  """Return the four metrics of the runs of one task side by side: Figure 5."""
+  titles = ('RSD, median', 'PI, %', 'gain by voting', 'voting accuracy, %')
+  figure, axes = new_figure(len(titles), width=2.8, height=3.4)
+  for axis, title, values in zip(
+    axes, titles, zip(*map(_metrics, found), strict=True), strict=True
+  ):
+    axis.bar(range(len(found)), values, color=[color(v.model) for v in found])
+    axis.set_title(title)
+    axis.set_xticks([])
+    spread = max(values) - min(values)
+    if title.startswith(('gain', 'voting')) and spread:  # Bars from 0 would all look alike.
+      axis.set_ylim(max(min(values) - spread, 0), max(values) + 0.2 * spread)
+    axis.grid(axis='y', alpha=0.3)
+  for v in found:
+    axes[0].bar([0], [0], color=color(v.model), label=_name(v))
+  figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper', frameon=False)
+  draws = ' or '.join(map(str, sorted({v.samples for v in found})))
+  figure.supxlabel(f'{found[0].task}, {found[0].split} split, {draws} draws', fontsize=8)
+  return figure
+
+
+def _metrics(v: Variance) -> tuple[float, ...]:
+  """Return what is drawn; nothing is where a deviation is infinite."""
+  deviation = v.median_deviation if np.isfinite(v.median_deviation) else float('nan')
+  return deviation, 100 * v.inconsistency, v.gain, 100 * v.voting_accuracy
+
+
+def _name(v: Variance) -> str:
+  return f'{label(v.model)}, {v.preset}, seed {v.seed}'
+
+
+def draw_correlations(found: Sequence[Variance]) -> Any:
+  """Return pairs of metrics over the runs of one task, with R² of a line: Figures 9 and 10."""
+  rsd, pi, gain, _ = zip(*map(_metrics, found), strict=True)
+  pairs = (('RSD', rsd, 'gain', gain), ('PI, %', pi, 'gain', gain), ('RSD', rsd, 'PI, %', pi))
+  figure, axes = new_figure(len(pairs), width=3.4, height=3.4)
+  for axis, (x_name, x, y_name, y) in zip(axes, pairs, strict=True):
+    for v, a, b in zip(found, x, y, strict=True):
+      axis.plot(a, b, 'o', color=color(v.model), label=_name(v))
+    axis.set(xlabel=x_name, ylabel=y_name, title=f'R² = {r_squared(x, y):.2f}')
+    axis.grid(alpha=0.3)
+  figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper', frameon=False)
+  return figure
+
+
+def r_squared(x: Sequence[float], y: Sequence[float]) -> float:
+  """Return the squared correlation; NaN where one of them does not vary, or is not all numbers.
+
+  >>> round(r_squared([1, 2, 3], [1, 2, 4]), 3)
+  0.964
+  """
+  if not (np.ptp(x) > 0 and np.ptp(y) > 0):
+    return float('nan')
+  return float(np.corrcoef(x, y)[0, 1] ** 2)
