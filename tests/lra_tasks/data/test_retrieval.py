@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from run_helpers import read, run_here
 
-from lra_tasks.data import datasets, pipeline, retrieval, sources
+from lra_tasks.data import datasets, pipeline, retrieval, retrieval_files, retrieval_papers, sources
 from lra_tasks.data.retrieval import TOKENIZER, RetrievalData, make_builder
 from lra_tasks.tasks import get_task
 
@@ -26,7 +26,7 @@ ALL_SMALL = RetrievalData()  # With `benchmark`, which is as small.
 
 
 def real_texts():
-  return list(retrieval.read_documents(str(PAPERS / 'documents.jsonl.xz')).values())
+  return list(retrieval_papers.read_documents(str(PAPERS / 'documents.jsonl.xz')).values())
 
 
 def write_pairs(directory):
@@ -71,12 +71,12 @@ def papers(tmp_path):
 @pytest.fixture
 def benchmark(monkeypatch):
   """Have the benchmark be as small as the files."""
-  monkeypatch.setattr(retrieval, 'BENCHMARK_SIZES', SIZES)
+  monkeypatch.setattr(retrieval_files, 'BENCHMARK_SIZES', SIZES)
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-  monkeypatch.setattr(retrieval, 'URL', 'http://127.0.0.1:1/lra_release.gz')
+  monkeypatch.setattr(retrieval_files, 'URL', 'http://127.0.0.1:1/lra_release.gz')
 
 
 @pytest.fixture(scope='module')
@@ -193,9 +193,9 @@ def test_what_is_not_wanted_is_not_copied(pairs, tmp_path, benchmark):
   archive = pack(pairs, tmp_path / 'lra_release.tar.gz')
   for wanted, most in ((5, 5), (12, 13)):
     sizes = {'train': wanted, 'validation': 2, 'test': 2}
-    rows = retrieval._read_archive(str(archive), str(tmp_path), sizes)['train']
+    rows = retrieval_files.read_archive(str(archive), str(tmp_path), sizes)['train']
     assert (len(list(rows)), rows.most) == (wanted, most)
-  rows = retrieval._read_archive(str(archive), str(tmp_path), SIZES | {'train': 5})['train']
+  rows = retrieval_files.read_archive(str(archive), str(tmp_path), SIZES | {'train': 5})['train']
   with rows._open() as spool:
     assert len(spool.readlines()) == 5
 
@@ -203,7 +203,7 @@ def test_what_is_not_wanted_is_not_copied(pairs, tmp_path, benchmark):
 @pytest.mark.parametrize('label', [b'0', b'1', b'0.0', b'1.0'])
 @pytest.mark.parametrize('end', [b'\n', b'\r\n', b''])
 def test_forms_of_rows(label, end):
-  (row,) = retrieval.read_pairs([label + b'\t1\t2\ta "b\t\xff' + end], 'file')
+  (row,) = retrieval_files.read_pairs([label + b'\t1\t2\ta "b\t\xff' + end], 'file')
   assert row == (int(label[:1]), b'a "b', b'\xff')
 
 
@@ -218,7 +218,7 @@ def test_raw_data_may_lie_in_data_dir_or_below(builder, pairs, tmp_path):
 def test_prepared_pairs_need_no_source(builder, pairs, copy, tmp_path, monkeypatch):
   data_dir = tmp_path / 'data'
   first = prepare(SMALL, data_dir, pairs)
-  monkeypatch.setattr(retrieval, 'read_pairs', None)
+  monkeypatch.setattr(retrieval_files, 'read_pairs', None)
   again = prepare(SMALL, data_dir)
   assert again.info.full_name == first.info.full_name
   assert records(again) == records(builder)
@@ -372,9 +372,9 @@ def test_impossible_options(options, message):
 
 
 def test_rebuilt_pairs_are_citations(rebuilt):
-  ids = {text: name for name, text in retrieval.read_documents(
+  ids = {text: name for name, text in retrieval_papers.read_documents(
     str(PAPERS / 'documents.jsonl.xz')).items()}  # fmt: skip
-  citations = set(retrieval.read_citations(str(PAPERS / 'citations.tsv')))
+  citations = set(retrieval_papers.read_citations(str(PAPERS / 'citations.tsv')))
   papers = {}
   for split, part in records(rebuilt).items():
     assert len(part) > 10
