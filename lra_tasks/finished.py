@@ -142,6 +142,15 @@ class Unfinished:
     return f'{self.path} (evaluated up to step {self.step:,}{planned})'
 
 
+def read_description(model_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
+  """Return the contents of a run's config.json, or None where no run lies.
+
+  Raises:
+    ValueError: if the file is damaged.
+  """
+  return read_json(os.path.join(model_dir, 'config.json'))
+
+
 def read_folder(folder: Path) -> Run | Unfinished | None:
   """Return the run that lies in `folder`, if one does.
 
@@ -149,7 +158,8 @@ def read_folder(folder: Path) -> Run | Unfinished | None:
     OSError: if a file cannot be read.
     ValueError: if one is damaged.
   """
-  config = (read_json(folder / 'config.json') or {}).get('config')
+  description = read_description(folder)
+  config = (description or {}).get('config')
   planned = config.get('num_train_steps') if isinstance(config, dict) else None
   path = folder / 'results.json'
   if os.path.lexists(path):  # A link to nothing is an error, not an absence.
@@ -157,7 +167,7 @@ def read_folder(folder: Path) -> Run | Unfinished | None:
     run = parse_run(read_json(path) or {}, path, modified)
     if planned is None or run.steps >= planned:  # Fewer: by --test_only.
       return run
-  elif not (folder / 'config.json').exists():
+  elif description is None:
     return None
   records = read_records(folder / 'metrics.jsonl')
   return Unfinished(folder, records[-1].get('step') if records else None, planned)

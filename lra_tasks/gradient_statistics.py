@@ -54,7 +54,7 @@ from lra_tasks.console import (
   three_digits,
 )
 from lra_tasks.data import pipeline
-from lra_tasks.files import read_json
+from lra_tasks.finished import read_description
 from lra_tasks.plotting import color, label, new_figure, save
 from lra_tasks.run_log import read_records
 
@@ -175,7 +175,7 @@ def read_run(
       or if one of its checkpoints is missing or damaged.
     OSError: if the data cannot be prepared.
   """
-  description = read_json(f'{run}/config.json')
+  description = read_description(run)
   if description is None:
     raise ValueError(f'{run} holds no run: it has no config.json')
   fields = description['config']

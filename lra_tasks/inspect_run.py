@@ -17,7 +17,6 @@ computed anew from the run's seed.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +34,7 @@ from kl_flax.tokenizers import ByteTokenizer, PixelTokenizer
 from lra_tasks import inspect_figures, parallel, plotting, rundir, steps, tasks
 from lra_tasks.console import one_line_errors, set_up_logging
 from lra_tasks.data import pipeline
-from lra_tasks.files import read_json
+from lra_tasks.finished import read_description
 from lra_tasks.pretrained import Pretrained
 
 SHOWN = ('eigenvalues', 'kernel', 'spectrum', 'attention', 'error')
@@ -202,7 +201,7 @@ def inspect(model_dir: str, options: Any) -> list[Path]:
     ImportError: without matplotlib, if a figure is asked for.
   """
   predictor = Predictor.restore(model_dir, step=options.step)
-  description = read_json(os.path.join(model_dir, 'config.json'))
+  description = read_description(model_dir)
   model_type, model = description['config']['model_type'], predictor.model
   shown = SHOWN if options.show is None else options.show
   # What can be shown is clear before any data is read.

@@ -23,7 +23,8 @@ from kl_flax.tokenizers import Tokenizer, tokenizer_from_dict
 from kl_flax.wordpiece import WordPieceTokenizer
 from lra_tasks import configuration, metrics, parallel
 from lra_tasks.data import datasets
-from lra_tasks.files import lock, read_json, write_json
+from lra_tasks.files import lock, write_json
+from lra_tasks.finished import read_description
 from lra_tasks.run_log import means
 from lra_tasks.steps import count_parameters
 from lra_tasks.tasks import TaskSpec, get_task
@@ -99,13 +100,13 @@ def describe(
 
 def stored_dtype(model_dir: str) -> str | None:
   """Return the dtype of the run that lies there, if one does."""
-  description = read_json(os.path.join(model_dir, 'config.json'))
+  description = read_description(model_dir)
   return description and description['model']['dtype']
 
 
 def stored_task_name(model_dir: str) -> str | None:
   """Return the name of the data set of the run that lies there, if it was given one."""
-  description = read_json(os.path.join(model_dir, 'config.json'))
+  description = read_description(model_dir)
   return description and description.get('task_name')
 
 
@@ -119,7 +120,7 @@ class Origin(NamedTuple):
 
 def stored_origin(model_dir: str) -> Origin | None:
   """Return what the run that lies there started from; None without a run, or if from nothing."""
-  description = read_json(os.path.join(model_dir, 'config.json'))
+  description = read_description(model_dir)
   label = description and description['config'].get('pretrained')
   if not label:
     return None
@@ -142,7 +143,7 @@ def check_run(
     ValueError: if it holds another run, or any run where `resume` is False; if the run that lies
       there was given a `source`, and now there is none.
   """
-  existing = read_json(os.path.join(model_dir, 'config.json'))
+  existing = read_description(model_dir)
   if existing is None:
     return
   _refuse(model_dir, config_difference(existing['config'], fields), resume)
@@ -222,7 +223,7 @@ def open_run(
   with contextlib.ExitStack() as stack:
     if parallel.is_primary():
       try:
-        existing = read_json(os.path.join(model_dir, 'config.json'))
+        existing = read_description(model_dir)
         if existing is not None:
           _refuse(model_dir, _difference(existing, description), resume)
         description['sessions'] = _sessions(existing, description)

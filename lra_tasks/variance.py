@@ -36,8 +36,8 @@ from kl_flax.checkpoints import has_checkpoint
 from kl_flax.models import get_row
 from lra_tasks import configuration, tasks
 from lra_tasks.console import one_line_errors, set_up_logging, table_lines
-from lra_tasks.files import read_json, write_json
-from lra_tasks.finished import Run, read_folder
+from lra_tasks.files import write_json
+from lra_tasks.finished import Run, read_description, read_folder
 from lra_tasks.plotting import save
 from lra_tasks.reporting import results
 from lra_tasks.variance_figures import draw_correlations, draw_metrics
@@ -139,7 +139,7 @@ def _obstacle(folder: Path) -> str:
 
 def _model_arguments(folder: Path) -> Mapping[str, Any]:
   """Return those of config.json; none where results.json lies there alone."""
-  return (read_json(folder / 'config.json') or {}).get('model', {})
+  return (read_description(folder) or {}).get('model', {})
 
 
 def _draws_nothing(model: Mapping[str, Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,8 +11,7 @@ from kl_flax.predictor import Predictor
 from lra_tasks import rundir, tasks
 from lra_tasks.console import show_progress
 from lra_tasks.data import pipeline
-from lra_tasks.files import read_json
-from lra_tasks.finished import Run
+from lra_tasks.finished import Run, read_description
 from lra_tasks.metrics import VoteMetrics, Votes
 from lra_tasks.tasks import get_task
 
@@ -120,7 +118,7 @@ def measure_run(
     ValueError: if the data is another, or there is none.
   """
   predictor = Predictor.restore(model_dir)
-  description = read_json(os.path.join(model_dir, 'config.json')) or {}
+  description = read_description(model_dir)
   fields = description['config']
   builder = rundir.open_data(
     description,
