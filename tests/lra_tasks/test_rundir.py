@@ -6,9 +6,7 @@ import pytest
 
 from kl_flax.tokenizers import ByteTokenizer
 from lra_tasks import rundir
-from lra_tasks.files import read_json, write_json
-from lra_tasks.finished import parse_run
-from lra_tasks.metrics import VoteMetrics
+from lra_tasks.files import read_json
 
 STATE = {'w': np.zeros(2**18, np.float32)}  # 1 MiB
 
@@ -120,44 +118,6 @@ def test_what_is_no_revision_is_refused(monkeypatch, name):
     ValueError, match=f'^GIT_REVISION={name!r} names no revision: it must be 7 to'
   ):
     rundir._git_revision()
-
-
-def test_results_tell_draws_apart(tmp_path):
-  about = {
-    'task': 't', 'dataset': 'd', 'comparable': True, 'validation_is_test': False, 'parameters': 2,
-    'base_parameters': 4, 'config_id': 'c', 'versions': {},
-    'sessions': [{'device': 'x', 'git_revision': r} for r in ('a', 'b', 'a')],
-    'config': {
-      'task': 'mrpc', 'model_type': 'm', 'preset': 'p', 'random_seed': 3, 'learning_rate': 0.1,
-    },
-  }  # fmt: skip
-  sums = {
-    'loss': np.array(16.0), 'accuracy': np.array(9.0), 'weight': np.array(16.0),
-    'accuracy_by_draw': np.array([1.0, 2.0, 3.0, 3.0]), 'labels': np.array([12.0, 4.0]),
-    # F1 of each draw: 0, 2/3, 1 and 0.
-    'confusion_by_draw': np.array(
-      [[[1, 2], [1, 0]], [[1, 0], [1, 1]], [[2, 0], [0, 2]], [[3, 0], [1, 0]]]
-    ),
-  }  # fmt: skip
-  options = {'split': 'test', 'steps': 5, 'best_step': None}
-  found = rundir.results(about, sums, [], eval_samples=4, **options)
-  assert (found['examples'], found['accuracy'], found['loss']) == (4, 9 / 16, 1.0)
-  assert found['accuracy_of_one_draw'] == 0.25
-  assert found['f1'] == pytest.approx((2 / 3 + 1) / 4)
-  assert (found['matthews'], found['learning_rate'], found['pretrained']) == (None, 0.1, None)
-  assert (found['device'], found['git_revision']) == ('x', 'a, b')
-  assert found['accuracy_sd_of_draws'] == pytest.approx(np.sqrt(2.75 / 3) / 4)  # Of 1, 2, 3, 3.
-  votes = VoteMetrics(0.5, 0.25, 0.1, float('inf'))
-  found = rundir.results(about, sums | {'votes': votes}, [], eval_samples=4, **options)
-  write_json(str(tmp_path / 'results.json'), found)
-  stored = read_json(str(tmp_path / 'results.json'))
-  assert (stored['median_deviation'], stored['mean_deviation']) == (0.1, None)
-  back = parse_run(stored, tmp_path / 'results.json')
-  assert VoteMetrics(**{name: getattr(back, name) for name in VoteMetrics._fields}) == votes
-  sums |= {'accuracy_by_draw': np.array([9.0]), 'votes': None}
-  found = rundir.results(about, sums, [], eval_samples=1, **options)
-  assert (found['accuracy_of_one_draw'], found['accuracy_sd_of_draws']) == (9 / 16, None)
-  assert 'voting_accuracy' not in found
 
 
 def test_what_a_run_was_told_at_its_start_is_stored(tmp_path):
