@@ -19,6 +19,7 @@ import numpy as np
 
 from kl_flax.diagnostics import approximation_report
 from kl_flax.fastfood import FastFood
+from kl_flax.inspection import markdown
 from kl_flax.orthogonal import Gaussian, OrthogonalGaussian, StructuredOrthogonal
 from kl_flax.spectral import GaussianMixture
 
@@ -90,13 +91,10 @@ def errors(
 
 def table(
   features: str, *, num_frequencies: int, head_dim: int, norm: float, num_draws: int
-) -> list[str]:
-  """Return the lines of one Markdown table."""
-  lines = [
-    f'| {features} features, M = {num_frequencies}, D = {head_dim}, (q ± k)² = {norm:g} '
-    '| measured | closed form | / independent |',
-    '|---|---|---|---|',
-  ]
+) -> str:
+  """Return one Markdown table."""
+  title = f'{features} features, M = {num_frequencies}, D = {head_dim}, (q ± k)² = {norm:g}'
+  lines = []
   rng = np.random.default_rng(1)
   mean = rng.normal(size=head_dim)
   mean *= 1 / np.linalg.norm(mean) * math.sqrt(head_dim / norm)  # muᵀ(q ± k) is about N(0, 1).
@@ -115,8 +113,8 @@ def table(
       measured, predicted = errors(sampler, params, features, norm, head_dim, num_draws)
       base = base or measured
       closed = '' if predicted is None else f'{predicted:.3f}'
-      lines.append(f'| {name} | {measured:.3f} | {closed} | {measured / base:.2f} |')
-  return lines
+      lines.append([name, f'{measured:.3f}', closed, f'{measured / base:.2f}'])
+  return markdown([title, 'measured', 'closed form', '/ independent'], lines)
 
 
 def main() -> None:
@@ -131,14 +129,14 @@ def main() -> None:
   options = parser.parse_args()
   for features in ('fourier', 'positive'):
     for norm in options.norms:
-      lines = table(
+      text = table(
         features,
         num_frequencies=options.num_frequencies,
         head_dim=options.head_dim,
         norm=norm,
         num_draws=options.num_draws,
       )
-      print('\n'.join(lines), end='\n\n', flush=True)
+      print(text, end='\n\n', flush=True)
 
 
 if __name__ == '__main__':

@@ -43,6 +43,7 @@ from absl import app, flags
 from kl_flax import Predictor
 from kl_flax.checkpoints import has_checkpoint
 from kl_flax.heads import ACTIVATIONS, Classifier
+from kl_flax.inspection import markdown
 from kl_flax.models import MODELS, make_classifier
 from kl_flax.tokenizers import tokenizer_from_dict
 from lra_tasks import rundir, steps, tasks
@@ -266,7 +267,7 @@ def table(curves: Sequence[Curve], percents: Sequence[int]) -> str:
     compared = [*names, ' / '.join(names)] if len(names) == 2 else names
     header = ['accuracy', *(f'step, {name}' for name in names)]
     header += [f'{text}, {name}' for text in _HEADERS.values() for name in compared]
-    lines = [f'| {" | ".join(header)} |', f'|{"---:|" * len(header)}']
+    lines = []
     for percent in percents:
       reached = [
         [curve.gradients[percent] for curve in models[name] if percent in curve.gradients]
@@ -279,10 +280,10 @@ def table(curves: Sequence[Curve], percents: Sequence[int]) -> str:
         if len(names) == 2:
           both = all(values) and np.mean(values[1]) > 0
           cells.append(three_digits(np.mean(values[0]) / np.mean(values[1])) if both else '–')
-      lines.append(f'| {percent} % | {" | ".join(cells)} |')
+      lines.append([f'{percent} %', *cells])
     runs = ', '.join(f'{name} {len(models[name])}' for name in names)
     title = models[names[0]][0].title
-    parts.append('\n'.join([f'{title} ({data}); runs: {runs}', '', *lines]))
+    parts.append(f'{title} ({data}); runs: {runs}\n\n{markdown(header, lines, "---:")}')
   return '\n\n'.join(parts) + '\n'
 
 

@@ -60,9 +60,7 @@ def error_table(
   return markdown(header, lines)
 
 
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-  """Return a table, without a newline at its end."""
-  rows = [header, ['---'] * len(header), *lines]
-  text = [f'| {" | ".join(row)} |' for row in rows]
-  text[1] = text[1].replace(' ', '')
-  return '\n'.join(text)
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], rule: str = '---') -> str:
+  """Return a table, without a newline at its end; the rule '---:' aligns all columns right."""
+  title, *rows = (f'| {" | ".join(row)} |' for row in (header, *lines))
+  return '\n'.join([title, '|' + f'{rule}|' * len(header), *rows])
