@@ -24,7 +24,6 @@ from lra_tasks import configuration, parallel
 from lra_tasks.data import datasets
 from lra_tasks.files import lock, write_json
 from lra_tasks.finished import read_description
-from lra_tasks.run_results import results as results
 from lra_tasks.steps import count_parameters
 from lra_tasks.tasks import TaskSpec
 

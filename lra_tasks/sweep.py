@@ -43,8 +43,8 @@ from absl import app, flags
 from kl_flax.models import get_row
 from lra_tasks import configuration, rundir, tasks
 from lra_tasks.console import define_integers, one_line_errors, set_up_logging
-from lra_tasks.files import is_taken, lock, read_json
-from lra_tasks.finished import Run, read_folder
+from lra_tasks.files import is_taken, lock
+from lra_tasks.finished import Run, read_description, read_folder
 from lra_tasks.paper import PAPER_MODELS
 from lra_tasks.pretrained import Pretrained
 from lra_tasks.tasks import get_task
@@ -247,7 +247,7 @@ def outcome_of(job: Job, directories: Sequence[pathlib.Path]) -> Outcome:
   outcome = Outcome('waiting')
   for directory in directories:
     folder = directory / job.name
-    description = read_json(folder / 'config.json')
+    description = read_description(folder)
     if description is None:
       continue
     _check_same(job, folder, description['config'])

@@ -25,7 +25,7 @@ from ml_collections import config_flags
 
 from kl_flax.models import ignores_padding, make_model
 from kl_flax.tokenizers import Tokenizer
-from lra_tasks import configuration, optimizer, parallel, rundir, steps, tasks
+from lra_tasks import configuration, optimizer, parallel, run_results, rundir, steps, tasks
 from lra_tasks.console import set_up_logging
 from lra_tasks.data import datasets, pipeline
 from lra_tasks.data.parts import Parts, describe, plan
@@ -309,7 +309,7 @@ def _test(
   if sums is None:
     logger.info('Stopped before the test; the same command goes on from there.')
     return loop.preemption.exit_code
-  found = rundir.results(
+  found = run_results.results(
     description,
     sums,
     loop.log.records,
