@@ -208,7 +208,7 @@ def evaluate(
     eval_step: (state, batch, draw) -> sums, over all devices.
     state: replicated over the local devices.
     batches: of one pass over a split.
-    stop: asked before each batch.
+    stop: asked before each draw of each batch.
     num_samples: draws, from 1.
   """
   totals = [collections.defaultdict(float) for _ in range(num_samples)]
@@ -226,11 +226,14 @@ def evaluate(
         _count_votes(votes, parallel.to_host(examples))
 
   for batch in batches:
-    if stop():
-      return None
-    parts = parallel.split(batch)
-    draws = range(num_samples)
-    pending.append([eval_step(state, parts, parallel.broadcast(np.int32(i))) for i in draws])
+    split, draws = parallel.split(batch), []
+    if num_samples > 1:
+      split = parallel.place(split)  # Once for all draws.
+    for draw in range(num_samples):
+      if stop():
+        return None
+      draws.append(eval_step(state, split, parallel.broadcast(np.int32(draw))))
+    pending.append(draws)
     take(_RUN_AHEAD)
   take(0)
   by_draw = {

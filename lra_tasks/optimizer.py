@@ -129,7 +129,9 @@ def make_optimizer(
     grad_clip_norm: largest global norm of the gradient; None or 0 do not clip.
     adam_b2: the second β; 0.999 for pre-training and fine-tuning (the paper's Table 8).
   """
-  adamw = optax.adamw(1.0, b1=0.9, b2=adam_b2, eps=1e-9, weight_decay=weight_decay)
+  # A schedule of one value, for the sake of its counter: older checkpoints have one.
+  unit = optax.constant_schedule(1.0)
+  adamw = optax.adamw(unit, b1=0.9, b2=adam_b2, eps=1e-9, weight_decay=weight_decay)
   if not grad_clip_norm:
     return adamw
   return optax.chain(optax.clip_by_global_norm(grad_clip_norm), adamw)

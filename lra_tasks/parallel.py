@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -120,8 +121,18 @@ def over_devices(step: Callable[..., Any], *, donate_state: bool = False) -> Cal
 def replicate(tree: Any) -> Any:
   """Put a copy on every local device."""
   copies = jax.tree.map(lambda x: np.stack([np.asarray(x)] * jax.local_device_count()), tree)
+  return place(copies)
+
+
+def place(tree: Any) -> Any:
+  """Put arrays [local devices, ...] on the local devices."""
   # Through pmap: arrays placed otherwise would compile every step a second time.
-  return jax.pmap(lambda tree: tree, axis_name=AXIS)(copies)
+  return _identity()(tree)
+
+
+@functools.cache
+def _identity() -> Callable[[Any], Any]:
+  return jax.pmap(lambda tree: tree, axis_name=AXIS)
 
 
 def broadcast(value: np.generic) -> np.ndarray:

@@ -115,6 +115,10 @@ def example_sums(logits: jax.Array, batch: dict[str, jax.Array]) -> Sums:
   }
 
 
+# What `example_sums` returns; other sums are of diagnostics.
+_SUMS = {'loss', 'accuracy', 'truncated', 'weight'}
+
+
 def _diagnostics(variables: Any, weight: jax.Array) -> Sums:
   """Return what modules sowed, one mean per name, times the weight of the batch."""
   means: dict[str, list[jax.Array]] = {}
@@ -160,6 +164,26 @@ def step_keys(state: TrainState, resample_every: int, device: jax.Array) -> dict
   return {'dropout': dropout, 'spectral': spectral}
 
 
+def _sums_of_parts(found: Sequence[Sums], positions: Sequence[jax.Array]) -> Sums:
+  """Return the sums of a batch from those of its parts, each of which has so many positions.
+
+  Diagnostics are means over positions, times the weight of the examples.
+  """
+  if len(found) == 1:
+    return found[0]
+  total = jax.tree.map(lambda *values: sum(values), *found)
+  for name in total.keys() - _SUMS:
+    means = [sums[name] / jnp.maximum(sums['weight'], 1) for sums in found]
+    mean = sum(map(jnp.multiply, means, positions)) / jnp.maximum(sum(positions), 1)
+    total[name] = mean * total['weight']
+  return total
+
+
+def _count_positions(model: Model, part: dict[str, jax.Array]) -> jax.Array:
+  """Return the number of valid positions, that of CLS included."""
+  return jnp.sum(part['lengths'] + model.encoder.use_cls)
+
+
 def _keys_of_part(keys: dict[str, jax.Array], part: int) -> dict[str, jax.Array]:
   """Return the keys of a part: dropout differs, frequencies are those of the step."""
   return keys | {'dropout': jax.random.fold_in(keys['dropout'], part)} if part else keys
@@ -194,7 +218,7 @@ def train_step(
       _apply(model, params, part, deterministic=False, rngs=_keys_of_part(rngs, i))[1]
       for i, part in enumerate(parts)
     ]
-    sums = jax.tree.map(lambda *values: sum(values), *found)
+    sums = _sums_of_parts(found, [_count_positions(model, part) for part in parts])
     return sums['loss'], sums
 
   grads, sums = jax.grad(loss_fn, has_aux=True)(state.params)

@@ -12,7 +12,7 @@ time is up, the run that is under way saves its state, for which it has the last
       --try=learning_rate=2e-3,5e-4,1e-4
 
 makes the runs of the first seed with each of the values, and those of the others with the value
-that was best on validation.
+that was best on validation. A value with which the run fails takes no part.
 
 Seeds come last, so that a first one of everything is there early. Several sweeps may share --runs,
 one for each GPU (CUDA_VISIBLE_DEVICES): each takes what no other has taken.
@@ -57,6 +57,8 @@ KEPT_FILES = ('config.json', 'metrics.jsonl', 'results.json')
 _START = 30
 # Seconds before the end at which a run is told to save its state, and until it is killed.
 _SAVING, _PATIENCE = 20, 120
+# Between two looks at what other sweeps have finished.
+_POLL = 5
 # A lock beside that of the training, which takes its own a while after it was started.
 _LOCK = '.sweep_lock'
 
@@ -175,7 +177,7 @@ def _parse_tried(tried: str | None) -> list[tuple[tuple[str, str], ...]]:
     return [()]
   field, _, values = tried.partition('=')
   changes = [_parse_change(f'{field}={value}', '--try') for value in values.split(',')]
-  if len(set(changes)) < max(len(changes), 2):
+  if len({_literal(value) for _, value in changes}) < max(len(changes), 2):
     raise ValueError(f'--try must be FIELD=VALUE,VALUE..., each value once, got {tried!r}')
   return [(change,) for change in changes]
 
@@ -272,7 +274,10 @@ def _check_same(job: Job, folder: pathlib.Path, stored: Mapping[str, Any]) -> No
 
 
 def _score(job: Job, run: Run) -> float:
-  """Return what settings are chosen by: the task's metric on the validation split."""
+  """Return what settings are chosen by: accuracy on validation.
+
+  Where the test split serves as validation, the task's own metric: as with GLUE's development sets.
+  """
   metric = ('accuracy', *get_task(job.task).metrics)[-1]
   found = getattr(run, metric) if run.validation_is_test else run.validation_accuracy
   if found is None:
@@ -311,6 +316,7 @@ class Sweep:
     self._process: subprocess.Popen[bytes] | None = None
     self._signal: int | None = None
     self._stopped = False
+    self._failed: set[Job] = set()
 
   def outcomes(self) -> dict[Job, Outcome]:
     """Return what there is of each job so far.
@@ -328,14 +334,30 @@ class Sweep:
       OSError: see `outcomes`; nothing is run then.
       ValueError: likewise.
     """
-    found = self.outcomes()
+    found, before = self.outcomes(), None
     with self._listening():
-      for i, job in enumerate(self._jobs):
-        try:
-          found[job] = self._take(job, f'Run {i + 1} of {len(self._jobs)}: {job.name}')
-        except (OSError, ValueError) as error:
-          logger.error('%s', error)
-          found[job] = Outcome('failed', str(error).partition('\n')[0])
+      while found != before:
+        before = dict(found)
+        for i, job in enumerate(self._jobs):
+          if job not in self._failed:
+            found[job] = self._attempt(job, f'Run {i + 1} of {len(self._jobs)}: {job.name}')
+        states = {outcome.state for outcome in found.values()}
+        if 'undecided' not in states or self._signal or self._left() < _START:
+          break
+        if found == before and 'taken' in states:
+          time.sleep(_POLL)  # Another sweep makes what decides.
+          before = None
+    return found
+
+  def _attempt(self, job: Job, title: str) -> Outcome:
+    """Make one run, see `_take`; an error becomes an outcome."""
+    try:
+      found = self._take(job, title)
+    except (OSError, ValueError) as error:
+      logger.error('%s', error)
+      found = Outcome('failed', str(error).partition('\n')[0])
+    if found.state == 'failed':
+      self._failed.add(job)
     return found
 
   @property
@@ -350,9 +372,13 @@ class Sweep:
     found = outcome_of(job, self._directories())
     if not job.rivals or found.state == 'finished':
       return found
-    runs = {rival.changes: self._finished(rival) for rival in job.rivals}
-    if None in runs.values():
-      return Outcome('undecided', f'until seed {job.rivals[0].seed} has all values')
+    runs = {
+      rival.changes: self._finished(rival) for rival in job.rivals if rival not in self._failed
+    }
+    missing = [changes[-1] for changes, run in runs.items() if run is None]
+    if missing or not runs:
+      text = ', '.join(map('='.join, missing)) or 'a value that does not fail'
+      return Outcome('undecided', f'until seed {job.rivals[0].seed} has {text}')
     best = max(runs, key=lambda changes: _score(job, runs[changes]))
     return found if job.changes == best else Outcome('passed over')
 
@@ -458,8 +484,9 @@ def render(found: Mapping[Job, Outcome]) -> str:
   """Return a table of what became of the runs, and a line that counts them."""
   found = {job: outcome for job, outcome in found.items() if outcome.state != 'passed over'}
   width = max(len(job.name) for job in found)
+  column = max(8, *(len(outcome.state) for outcome in found.values()))
   lines = [
-    f'{job.name:<{width}}  {outcome.state:<8}  {outcome.remark}'.rstrip()
+    f'{job.name:<{width}}  {outcome.state:<{column}}  {outcome.remark}'.rstrip()
     for job, outcome in found.items()
   ]
   states = [outcome.state for outcome in found.values()]
@@ -484,8 +511,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   )  # fmt: skip
   define(
     flags.DEFINE_string, 'try', None,
-    'FIELD=VALUE,VALUE...: the first seed takes each of the values, the others the one that was '
-    "best on validation, by accuracy or the task's own metric.",
+    'FIELD=VALUE,VALUE...: the first seed takes each of the values, the others the one that had '
+    "the best accuracy on validation (where that is the test split, the task's own metric).",
   )  # fmt: skip
   define(
     flags.DEFINE_string, 'init_from', None,

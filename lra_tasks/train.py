@@ -99,7 +99,7 @@ def train(
   tokenizer = tasks.tokenizer_of(spec, builder, pretrained)
   arguments = configuration.model_arguments(fields, builder.num_classes, tokenizer)
   model = make_model(**arguments)
-  batches, validation, test = _read_splits(fields, builder, tokenizer, model)
+  batches, validation, test = _read_splits(fields, builder, tokenizer, model, test_only)
 
   with contextlib.ExitStack() as stack:
     # From here on a signal asks to save and stop; before, there is nothing to save.
@@ -207,7 +207,11 @@ def _prepare_data(
 
 
 def _read_splits(
-  fields: dict[str, Any], builder: datasets.Builder, tokenizer: Tokenizer, model: nn.Module
+  fields: dict[str, Any],
+  builder: datasets.Builder,
+  tokenizer: Tokenizer,
+  model: nn.Module,
+  test_only: bool,
 ) -> tuple[Iterator[Any], pipeline.Evaluation, pipeline.Evaluation]:
   """Return the batches of train (endless), validation and test: of each this process's share."""
   spec = get_task(fields['task'])
@@ -217,7 +221,8 @@ def _read_splits(
   shapes['share'] = parallel.share()
   trim, train = ignores_padding(model), read('train')
   # Several processes run one program: the parts of one may not be those of another.
-  parts = _plan_parts(fields, train, spec) if trim and jax.process_count() == 1 else None
+  may_cut = trim and jax.process_count() == 1 and not test_only
+  parts = _plan_parts(fields, train, spec, model) if may_cut else None
   evaluation = functools.partial(pipeline.Evaluation, trim=trim, **shapes)
   return (
     pipeline.train_batches(train, seed=fields['random_seed'], parts=parts, **shapes),
@@ -226,14 +231,17 @@ def _read_splits(
   )
 
 
-def _plan_parts(fields: dict[str, Any], source: Any, spec: tasks.TaskSpec) -> Parts | None:
+def _plan_parts(
+  fields: dict[str, Any], source: Any, spec: tasks.TaskSpec, model: nn.Module
+) -> Parts | None:
   """Return how training batches are divided to be padded less, None for not at all."""
   sizes = {name: fields[name] for name in ('batch_size', 'max_length')}
   attention, mlp = 4 * fields['qkv_dim'], 2 * fields['mlp_dim']
   found = plan(
     pipeline.sample_lengths(source, spec.num_inputs),
     num_steps=fields['num_train_steps'],
-    num_weights=fields['num_layers'] * fields['emb_dim'] * (attention + mlp),
+    num_weights=spec.num_inputs * fields['num_layers'] * fields['emb_dim'] * (attention + mlp),
+    num_added=int(model.encoder.use_cls),
     num_devices=jax.device_count(),
     **sizes,
   )

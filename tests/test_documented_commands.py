@@ -180,7 +180,8 @@ def check(module, words, alone=False):
   if 'tasks' in given:
     make_jobs(
       listed('tasks'), models or PAPER_MODELS, [0], preset=given.get('preset', [None])[0],
-      changes=given.get('set', ()), configs=str(ROOT / 'configs'),
+      changes=given.get('set', ()), tried=given.get('try', [None])[0],
+      configs=str(ROOT / 'configs'),
     )  # fmt: skip
   for value in (*words, *given.get('out', ()), *given.get('output', ())):
     require(not value.startswith('docs/') or any(ROOT.glob(value)), f'there is no {value}')
@@ -250,6 +251,7 @@ def test_variables_have_the_values_of_their_block():
 
 
 MISTAKES = {
+  'lra_tasks.sweep --tasks=cola --models=gmm_prf --try=learningrate=1,2': 'learning_rate',
   'lra_tasks.trains --test_only': 'there is no command',
   'lra_tasks.tasks --task=listops': 'there is no command',
   'lra_tasks.report --test_only': 'has no --test_only',

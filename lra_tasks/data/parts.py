@@ -15,11 +15,12 @@ Batch = dict[str, np.ndarray]  # `pipeline` tells its form.
 
 # Shares of the rows, the shortest first.
 _SHARES = ((1,), (1 / 2, 1 / 2), (1 / 2, 1 / 4, 1 / 4), (1 / 4, 1 / 4, 1 / 4, 1 / 4))
-# In multiplications of the forward pass, with 3e13 of which a second an H200 trains. A part costs
-# half a millisecond, however small it is, and some 15 s to compile.
+# In multiplications of the forward pass on one device, with 3e13 of which an H200 trains in a second.
+# A part costs half a millisecond, however small it is, and some 15 s to compile.
 _OVERHEAD = 1.3e10
 _COMPILATION = 4.5e14
-# Lengths are multiples of this: fused attention works on tiles of it.
+# Positions of a part, those that the model adds included, are a multiple of this: fused attention
+# works on tiles of it.
 _MULTIPLE = 64
 # Share of the batches of which a part has room for all its rows; the others stay whole.
 _FITTING = 0.99
@@ -67,6 +68,7 @@ def plan(
   max_length: int,
   num_steps: int,
   num_weights: int,
+  num_added: int = 0,
   num_devices: int = 1,
 ) -> Parts | None:
   """Return the parts that make a training shortest, compilation included; None for whole batches.
@@ -76,12 +78,14 @@ def plan(
     batch_size: rows of a batch.
     max_length: that whole batches are padded to.
     num_steps: of the training.
-    num_weights: of the model that each position is multiplied with.
-    num_devices: each part has a multiple of so many rows.
+    num_weights: of the model that each position is multiplied with; of pairs, twice.
+    num_added: positions that the model adds to each sequence, as CLS.
+    num_devices: that share the rows of each part.
   """
   draws = np.random.RandomState(0).choice(np.minimum(lengths, max_length), (_SIMULATED, batch_size))
   draws.sort(axis=1)
-  whole = batch_size * max_length * num_weights + _OVERHEAD
+  work = num_weights / num_devices
+  whole = batch_size * max_length * work + _OVERHEAD
   costs: dict[Parts | None, float] = {None: num_steps * whole + _COMPILATION}
   for shares in _SHARES:
     rows = tuple(int(share * batch_size) for share in shares)
@@ -89,9 +93,10 @@ def plan(
       continue
     longest = draws[:, np.cumsum(rows) - 1]
     needed = np.quantile(longest, _FITTING, axis=0, method='higher')
-    padded = np.minimum(-(-needed // _MULTIPLE) * _MULTIPLE, max_length)
+    tiles = -(-(needed + num_added) // _MULTIPLE)
+    padded = np.minimum(tiles * _MULTIPLE - num_added, max_length)
     fitting = np.mean(np.all(longest <= padded, axis=1))
-    cost = np.dot(rows, padded) * num_weights + len(rows) * _OVERHEAD
+    cost = np.dot(rows, padded) * work + len(rows) * _OVERHEAD
     # Whole batches are another program, which is compiled when the first one comes.
     costs[Parts(rows, tuple(padded.tolist()))] = (
       num_steps * (fitting * cost + (1 - fitting) * whole) + (len(rows) + 1) * _COMPILATION

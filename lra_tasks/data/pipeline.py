@@ -31,7 +31,7 @@ import numpy as np
 
 from lra_tasks.data.parts import Batch, Parts
 
-# Batches of one length that make it worth a program of its own.
+# Examples of one length, in batches of the longest, that make it worth a program of its own.
 _LEAST_BATCHES = 32
 
 # Threads, not worker processes: the state of the iterator must not depend on their number.
@@ -251,7 +251,9 @@ class Evaluation:
     if self._trim and self._count >= 2 * _LEAST_BATCHES * self._batch_size:
       lengths = _read_lengths(self._source, range(self._count), self._num_inputs)
       groups = _by_length(lengths, self._max_length, _LEAST_BATCHES * self._batch_size)
-    sizes = {length: self._batch_size * (self._max_length // length) for length in groups}
+    # Of masked ids the logits over a vocabulary are the larger part: no more of them.
+    more = lambda length: 1 if self._masking else self._max_length // length
+    sizes = {length: self._batch_size * more(length) for length in groups}
     return [
       (_filled(members[start : start + sizes[length]], sizes[length]), length)
       for length, members in groups.items()

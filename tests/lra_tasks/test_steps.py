@@ -18,9 +18,9 @@ SIZES = {
 
 
 @functools.cache
-def make(model_type='gmm_prf'):
+def make(model_type='gmm_prf', **options):
   """Return model, optimiser and state; nothing is dropped, so that steps can be compared."""
-  attention = {'num_frequencies': 4}
+  attention = {'num_frequencies': 4} | options
   if model_type == 'transformer':
     attention = {'attention_dropout_rate': 0.0}
   model = make_classifier(model_type, attention=attention, dropout_rate=0.0, **SIZES)
@@ -102,6 +102,20 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(model_type, devices):
   assert [part['inputs'].shape for part in parts] == [(4, 2), (2, 4), (2, 6)]
   one, many = (run(train, state, x, devices, 0.1) for x in ((batch,), parts))
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6), one, many)
+
+
+def test_diagnostics_of_parts_are_means_over_positions():
+  """Without smoothing some denominators are not positive, more so in some sequences."""
+  model, optimizer, state = make('gmm_rks', smoothing=0.0)
+  batch = make_batch(8)
+  batch['lengths'] = np.array([6, 2, 1, 4, 3, 2, 5, 1], np.int32)
+  batch['inputs'] *= np.arange(6) < batch['lengths'][:, None]
+  train = mapped(steps.train_step, 1, model=model, optimizer=optimizer, resample_every=100)
+  parts = Parts((4, 2, 2), (2, 4, 6)).cut(batch)
+  (_, one), (_, many) = (run(train, state, x, 1, 0.1) for x in ((batch,), parts))
+  assert one['nonpositive_denominators'] > 0
+  for name, value in one.items():
+    assert many[name] == pytest.approx(value, rel=1e-5), name
 
 
 def test_rows_of_weight_zero_do_not_count():

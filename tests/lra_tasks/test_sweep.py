@@ -158,15 +158,48 @@ def test_later_seeds_take_the_value_that_was_best_with_the_first(trial):
   assert trial.calls() == []
 
 
-def test_models_are_tried_apart_and_wait_for_all_values(trial):
+def test_models_are_tried_apart_and_wait_for_a_value_that_does_not_fail(trial):
   # The second model's runs fail.
   jobs = jobs_of('gmm_prf', 'prf', seeds=(0, 1), tried='learning_rate=0.1,0.2')
-  found = trial.sweep(jobs).run()
+  own = trial.sweep(jobs)
+  assert 'until seed 0 has learning_rate=0.1, learning_rate=0.2' in render(own.outcomes())
+  found = own.run()
   assert [outcome.state for outcome in found.values()] == [
     'finished', 'finished', 'failed', 'failed',
     'passed over', 'finished', 'undecided', 'undecided',
   ]  # fmt: skip
-  assert 'until seed 0 has all values' in render(found)
+  assert 'until seed 0 has a value that does not fail' in render(found)
+  assert len(trial.calls()) == 5  # None was tried twice.
+
+
+def test_a_value_that_fails_takes_no_part(trial):
+  """0.9 is as a training that diverges."""
+  jobs = jobs_of('gmm_prf', seeds=(0, 1), tried='learning_rate=0.9,0.1,0.3')
+  own = trial.sweep(jobs)
+  (trial.runs / jobs[0].name).parent.mkdir(parents=True)
+  (trial.runs / jobs[0].name).write_text('no directory can be made here')
+  assert rates_of(jobs, own.run()) == [
+    (0, '0.9', 'failed'), (0, '0.1', 'finished'), (0, '0.3', 'finished'),
+    (1, '0.9', 'passed over'), (1, '0.1', 'finished'), (1, '0.3', 'passed over'),
+  ]  # fmt: skip
+
+
+def test_a_sweep_waits_for_what_another_one_makes(trial, monkeypatch):
+  jobs = jobs_of('gmm_prf', seeds=(0, 1), tried='learning_rate=0.1,0.2')
+  own, naps = trial.sweep(jobs), []
+  with files.lock(trial.runs / jobs[0].name, sweep._LOCK):
+
+    def nap(seconds):
+      naps.append(seconds)
+      if len(naps) == 2:  # The other sweep has finished it.
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep.time, 'sleep', nap)
+    with pytest.raises(KeyboardInterrupt):
+      own.run()
+  states = [outcome.state for outcome in own.outcomes().values()]
+  assert states == ['waiting', 'finished', 'undecided', 'undecided']
+  assert [outcome.state for outcome in own.run().values()][:2] == ['finished', 'finished']
 
 
 def test_what_is_judged_by_a_metric_of_its_own_is_chosen_by_it():
@@ -212,6 +245,7 @@ def test_changes_are_in_names_flags_and_fields():
     ((['listops'], ['gmm_prf'], [0]), {'changes': ['warmup=1', 'warmup=2']}, 'one value of each'),
     ((['listops'], ['gmm_prf'], [0]), {'tried': 'warmup=3'}, '--try must be FIELD=VALUE,VALUE'),
     ((['listops'], ['gmm_prf'], [0]), {'tried': 'warmup=3,3'}, 'each value once, .*warmup=3,3'),
+    ((['listops'], ['gmm_prf'], [0]), {'tried': 'weight_decay=0.1,1e-1'}, 'each value once'),
     ((['listops'], ['gmm_prf'], [0]), {'tried': 'warmup'}, '--try must be FIELD=VALUE'),
     ((['listops'], ['gmm_prf'], [0]), {'tried': 'warm=3,4'}, "unknown config field 'warm'"),
     ((['listops'], ['gmm_prf'], [0]), {'tried': 'random_seed=3,4'}, '--try=random_seed=3: --seeds'),

@@ -63,19 +63,26 @@ def reviews():
   return np.random.default_rng(0).lognormal(np.log(970), 0.65, 4096).astype(int)
 
 
-@pytest.mark.parametrize('num_devices', [1, 2, 4])
-def test_plan_halves_the_work_on_reviews(num_devices):
-  options = {'batch_size': 32, 'max_length': 4000}
-  found = plan(reviews(), num_devices=num_devices, **PAPER, **options)
+def test_plan_halves_the_work_on_reviews():
+  found = plan(reviews(), batch_size=32, max_length=4000, num_added=1, **PAPER)
   assert sum(found.rows) == 32
-  assert all(rows % num_devices == 0 for rows in found.rows)
   assert list(found.lengths) == sorted(found.lengths)
+  assert all((length + 1) % 64 == 0 for length in found.lengths[:-1])
   assert 0.4 < np.dot(found.rows, found.lengths) / (32 * 4000) < 0.65
   # Most batches fit, of others than those that it was made from, too.
   lengths = np.random.default_rng(1).choice(np.minimum(reviews(), 4000), (300, 32))
   lengths.sort(axis=1)
   fits = np.all(lengths[:, np.cumsum(found.rows) - 1] <= found.lengths, axis=1)
   assert fits.mean() > 0.95
+
+
+def test_the_more_devices_share_the_work_the_less_is_worth_a_part():
+  count = lambda devices: plan(
+    reviews(), batch_size=32, max_length=4000, num_devices=devices, **PAPER
+  )
+  assert len(count(1).rows) > len(count(2).rows) == 2
+  assert all(rows % 2 == 0 for rows in count(2).rows)
+  assert count(8) is None
 
 
 @pytest.mark.parametrize(
