@@ -15,7 +15,7 @@ Batch = dict[str, np.ndarray]  # `pipeline` tells its form.
 
 # Shares of the rows, the shortest first.
 _SHARES = ((1,), (1 / 2, 1 / 2), (1 / 2, 1 / 4, 1 / 4), (1 / 4, 1 / 4, 1 / 4, 1 / 4))
-# In multiplications of the forward pass on one device, with 3e13 of which an H200 trains in a second.
+# In multiplications of the forward pass on one device; an H200 trains with 3e13 of them a second.
 # A part costs half a millisecond, however small it is, and some 15 s to compile.
 _OVERHEAD = 1.3e10
 _COMPILATION = 4.5e14
