@@ -89,6 +89,7 @@ def test_two_processes_equal_one_with_two_devices(shared, reference, tmp_path, s
   assert_same_run(tmp_path, reference, exact=False)
 
 
+@pytest.mark.slow
 def test_without_the_first_process_the_other_stops(shared, tmp_path):
   kill_one(start_two(shared, tmp_path), 0, (tmp_path / 'metrics.jsonl').exists)
 

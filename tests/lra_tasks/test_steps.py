@@ -91,7 +91,7 @@ def test_step_is_gradient_descent_on_the_mean_loss():
 
 
 @pytest.mark.parametrize('model_type', slow_but(['gmm_prf'], ['gmm_prf', 'gmm_rks', 'transformer']))
-@pytest.mark.parametrize('devices', [1, 2])
+@pytest.mark.parametrize('devices', slow_but([2], [1, 2]))
 def test_parts_of_a_batch_make_the_step_of_the_whole(model_type, devices):
   model, optimizer, state = make(model_type)
   batch = make_batch(8)
