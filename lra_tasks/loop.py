@@ -226,9 +226,8 @@ def evaluate(
         _count_votes(votes, parallel.to_host(examples))
 
   for batch in batches:
-    split, draws = parallel.split(batch), []
-    if num_samples > 1:
-      split = parallel.place(split)  # Once for all draws.
+    # Once for all draws; of one alone, too, as arrays of the host would compile another program.
+    split, draws = parallel.place(parallel.split(batch)), []
     for draw in range(num_samples):
       if stop():
         return None

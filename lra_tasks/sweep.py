@@ -177,7 +177,7 @@ def _parse_tried(tried: str | None) -> list[tuple[tuple[str, str], ...]]:
     return [()]
   field, _, values = tried.partition('=')
   changes = [_parse_change(f'{field}={value}', '--try') for value in values.split(',')]
-  if len({_literal(value) for _, value in changes}) < max(len(changes), 2):
+  if len({repr(_literal(value)) for _, value in changes}) < max(len(changes), 2):
     raise ValueError(f'--try must be FIELD=VALUE,VALUE..., each value once, got {tried!r}')
   return [(change,) for change in changes]
 

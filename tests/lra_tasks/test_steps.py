@@ -206,6 +206,20 @@ def test_a_single_draw_is_no_vote():
   assert loop.evaluate(step, parallel.replicate(state), [make_batch()])['votes'] is None
 
 
+def test_evaluations_with_one_draw_and_with_several_share_a_program():
+  model, _, state = make('gmm_rks')
+  traces = []
+
+  def step(*arguments):
+    traces.append(1)
+    return steps.eval_step(*arguments, model=model)
+
+  over_devices, state = parallel.over_devices(step), parallel.replicate(state)
+  for num_samples in (1, 3):
+    assert loop.evaluate(over_devices, state, [make_batch()], num_samples=num_samples)
+  assert len(traces) == 1
+
+
 def test_running_sums_accumulate():
   model, optimizer, state = make('gmm_rks')
   train = mapped(steps.train_step, 1, model=model, optimizer=optimizer, resample_every=100)

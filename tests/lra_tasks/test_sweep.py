@@ -246,6 +246,7 @@ def test_changes_are_in_names_flags_and_fields():
     ((['listops'], ['gmm_prf'], [0]), {'tried': 'warmup=3'}, '--try must be FIELD=VALUE,VALUE'),
     ((['listops'], ['gmm_prf'], [0]), {'tried': 'warmup=3,3'}, 'each value once, .*warmup=3,3'),
     ((['listops'], ['gmm_prf'], [0]), {'tried': 'weight_decay=0.1,1e-1'}, 'each value once'),
+    ((['listops'], ['gmm_prf'], [0]), {'tried': 'warmup=[5],[5]'}, 'each value once'),
     ((['listops'], ['gmm_prf'], [0]), {'tried': 'warmup'}, '--try must be FIELD=VALUE'),
     ((['listops'], ['gmm_prf'], [0]), {'tried': 'warm=3,4'}, "unknown config field 'warm'"),
     ((['listops'], ['gmm_prf'], [0]), {'tried': 'random_seed=3,4'}, '--try=random_seed=3: --seeds'),
