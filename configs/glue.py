@@ -26,7 +26,9 @@ def _presets(task):
     'batch_size': _BATCH_SIZE,
     'num_train_steps': _EPOCHS * epoch,
     'eval_frequency': epoch,
-    'checkpoint_freq': epoch,
+    # What is best on the development set is saved besides: with a large vocabulary, saving takes
+    # longer than an epoch of the smallest tasks.
+    'checkpoint_freq': _EPOCHS // 2 * epoch,
     'learning_rate': 1e-4,
     'factors': 'constant * linear_warmup * linear_decay',
     'warmup': _EPOCHS * epoch // 10,

@@ -14,11 +14,13 @@ time is up, the run that is under way saves its state, for which it has the last
 makes the runs of the first seed with each of the values, and those of the others with the value
 that was best on validation. A value with which the run fails takes no part.
 
-Seeds come last, so that a first one of everything is there early. Several sweeps may share --runs,
-one for each GPU (CUDA_VISIBLE_DEVICES): each takes what no other has taken.
+Seeds come last, and before them the values that are tried, so that a first run of everything is
+there early. Several sweeps may share --runs, one for each GPU (CUDA_VISIBLE_DEVICES): each takes
+what no other has taken.
 
 --results_dir keeps the small files of finished runs (config, metrics, results) apart from
-checkpoints; what is there counts as finished.
+checkpoints; what is there counts as finished. With --delete_checkpoints those runs leave nothing
+else: a hundred checkpoints of a large vocabulary take 50 GB.
 """
 
 from __future__ import annotations
@@ -157,17 +159,17 @@ def make_jobs(
       raise ValueError(f'a run has one value of each field, got {", ".join(fields)}')
   presets = {task: _preset(task, models, preset, configs) for task in task_names}
   jobs: list[Job] = []
-  for seed, task, model in itertools.product(seeds, task_names, models):
+  # Values before seeds: sweeps that share --runs then begin with different programs to compile.
+  for seed, pairs, task, model in itertools.product(seeds, variants, task_names, models):
     config = _config(task, model, presets[task], configs)
     start = (init_from or '').replace('{model}', model)
-    # Those of the first seed have been made above.
+    decide = len(variants) > 1 and seed != seeds[0]
     rivals = tuple(job for job in jobs if job.config == config and job.seed == seeds[0])
-    for pairs in variants:
-      parts = [model, presets[task], *map('='.join, pairs), f'seed{seed}']
-      name = os.path.join(task, '_'.join(parts))
-      job = Job(task, config, name, seed, pairs, start, rivals if len(variants) > 1 else ())
-      job.fields()  # Now, rather than in an hour.
-      jobs.append(job)
+    parts = [model, presets[task], *map('='.join, pairs), f'seed{seed}']
+    name = os.path.join(task, '_'.join(parts))
+    job = Job(task, config, name, seed, pairs, start, rivals if decide else ())
+    job.fields()  # Now, rather than in an hour.
+    jobs.append(job)
   return jobs
 
 
@@ -294,6 +296,7 @@ class Sweep:
     results_dir: where the small files of finished runs are kept too.
     options: further flags of the training command, by task.
     deadline: by `time.monotonic`; None is never.
+    delete_checkpoints: of finished runs, once their small files are in `results_dir`.
     command: that trains, to which flags are added.
   """
 
@@ -305,12 +308,14 @@ class Sweep:
     results_dir: str | None = None,
     options: Mapping[str, Sequence[str]] | None = None,
     deadline: float | None = None,
+    delete_checkpoints: bool = False,
     command: Sequence[str] = (sys.executable, '-m', 'lra_tasks.train'),
   ) -> None:
     self._jobs = list(jobs)
     self._runs = pathlib.Path(runs)
     self._kept = None if results_dir is None else pathlib.Path(results_dir)
     self._options = options or {}
+    self._delete_checkpoints = delete_checkpoints
     self._deadline = deadline
     self._command = tuple(command)
     self._process: subprocess.Popen[bytes] | None = None
@@ -441,13 +446,17 @@ class Sweep:
       self._process = None
 
   def _keep(self, job: Job) -> None:
-    """Copy the small files of a finished run, whole or not at all."""
+    """Copy the small files of a finished run, whole or not at all; see `delete_checkpoints`."""
     source = self._runs / job.name
     if self._kept is None or not (source / 'results.json').exists():
       return
     target = self._kept / job.name
-    if (target / 'results.json').exists():
-      return
+    if not (target / 'results.json').exists():
+      self._copy(source, target)
+    if self._delete_checkpoints:
+      shutil.rmtree(source / 'checkpoints', ignore_errors=True)
+
+  def _copy(self, source: pathlib.Path, target: pathlib.Path) -> None:
     partial = target.with_name(f'{target.name}.partial-{os.getpid()}')
     partial.mkdir(parents=True)
     for name in KEPT_FILES:
@@ -524,6 +533,10 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_string, 'results_dir', None,
     'Directory where the small files of finished runs are kept; what is there is finished.',
   )  # fmt: skip
+  define(
+    flags.DEFINE_bool, 'delete_checkpoints', False,
+    'Delete the checkpoints of finished runs whose results are kept in --results_dir.',
+  )  # fmt: skip
   define(flags.DEFINE_float, 'minutes', None, 'Time for all of it, saving included.')
   define(flags.DEFINE_bool, 'dry_run', False, 'Only show what there is and what is to be done.')
   define(
@@ -570,6 +583,8 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
     raise ValueError(f'--tasks is required, some of: {", ".join(tasks.TASKS)}')
   if flag_values.minutes is not None and not flag_values.minutes > 0:
     raise ValueError(f'--minutes must be above 0, got {flag_values.minutes}')
+  if flag_values.delete_checkpoints and flag_values.results_dir is None:
+    raise ValueError('--delete_checkpoints needs --results_dir, which keeps what is left of a run')
   jobs = make_jobs(
     flag_values.tasks,
     flag_values.models,
@@ -586,6 +601,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
     results_dir=flag_values.results_dir,
     options=_options(flag_values),
     deadline=flag_values.minutes and started + 60 * flag_values.minutes,
+    delete_checkpoints=flag_values.delete_checkpoints,
   )
   found = sweep.outcomes() if flag_values.dry_run else sweep.run()
   print(render(found))

@@ -165,8 +165,8 @@ def test_models_are_tried_apart_and_wait_for_a_value_that_does_not_fail(trial):
   assert 'until seed 0 has learning_rate=0.1, learning_rate=0.2' in render(own.outcomes())
   found = own.run()
   assert [outcome.state for outcome in found.values()] == [
-    'finished', 'finished', 'failed', 'failed',
-    'passed over', 'finished', 'undecided', 'undecided',
+    'finished', 'failed', 'finished', 'failed',
+    'passed over', 'undecided', 'finished', 'undecided',
   ]  # fmt: skip
   assert 'until seed 0 has a value that does not fail' in render(found)
   assert len(trial.calls()) == 5  # None was tried twice.
@@ -338,6 +338,19 @@ def test_small_files_are_kept_and_count_as_finished(trial, tmp_path):
   elsewhere.__dict__ |= vars(trial) | {'runs': tmp_path / 'other'}
   assert elsewhere.states(jobs, results_dir=str(kept)) == ['finished', 'failed']
   assert trial.calls() == ['prf']
+
+
+def test_checkpoints_of_what_is_kept_can_be_deleted(trial, tmp_path):
+  kept = tmp_path / 'results'
+  jobs = jobs_of('gmm_prf', 'prf')
+  checkpoints = [trial.runs / job.name / 'checkpoints' for job in jobs]
+  for path in checkpoints:
+    path.mkdir(parents=True)
+  trial.states(jobs)
+  assert [path.exists() for path in checkpoints] == [True, True]
+  trial.states(jobs, results_dir=str(kept), delete_checkpoints=True)
+  assert [path.exists() for path in checkpoints] == [False, True]  # The second one has failed.
+  assert (trial.runs / jobs[0].name / 'results.json').exists()
 
 
 def test_what_was_finished_before_is_kept_too(trial, tmp_path):
