@@ -14,13 +14,18 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-# What ranks checkpoints: a validation metric that is stored with those that were evaluated.
-METRIC = 'accuracy'
-
 
 def ranking(metrics: dict[str, float]) -> float:
-  """Return the figure by which checkpoints are compared; larger is better."""
-  return metrics[METRIC]
+  """Return the figure by which checkpoints are compared; larger is better.
+
+  Args:
+    metrics: of the validation, stored with the checkpoint: 'score', the metric that the task is
+      judged by, or where it is not there, 'accuracy'.
+
+  >>> ranking({'accuracy': 0.7, 'loss': 0.6}), ranking({'accuracy': 0.7, 'score': 0.1})
+  (0.7, 0.1)
+  """
+  return metrics.get('score', metrics['accuracy'])
 
 
 def best_step(manager: ocp.CheckpointManager) -> int | None:

@@ -192,7 +192,9 @@ class DualClassifier(nn.Module):
 class MaskedLanguageModel(nn.Module):
   """Predicts tokens that were masked (Devlin et al. 2019), with the embedding as output matrix.
 
-  Dense(emb_dim), GELU, LayerNorm; logits are products with the rows of the embedding, plus a bias.
+  Dense(emb_dim), GELU, LayerNorm; logits are products with the rows of the embedding, divided by
+  emb_dim^(1/2) as in T5 (Raffel et al. 2020), plus a bias. Rows have standard deviation 1: the
+  initial loss is near that of a guess, where undivided logits would make it ten times as large.
 
   Attributes:
     encoder: its vocabulary is that of the data and, as the last id, the mask.
@@ -231,7 +233,7 @@ class MaskedLanguageModel(nn.Module):
     encoded, _ = encoder(inputs, key_mask, deterministic=deterministic)
     x = jnp.take_along_axis(encoded, (positions + encoder.use_cls)[..., None], axis=1)
     x = nn.Dense(encoder.emb_dim, dtype=encoder.dtype, name='hidden')(x)
-    x = nn.LayerNorm(dtype=encoder.dtype, name='norm')(nn.gelu(x))
+    x = nn.LayerNorm(dtype=encoder.dtype, name='norm')(nn.gelu(x)) * encoder.emb_dim**-0.5
     table = encoder.variables['params']['embedding']['table'][:-1].astype(encoder.dtype)
     logits = jnp.einsum('bkf,vf->bkv', x, table, preferred_element_type=jnp.float32)
     return logits + self.param('bias', nn.initializers.zeros, (self.num_classes,))

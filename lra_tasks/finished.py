@@ -63,9 +63,22 @@ class Run:
   f1: float | None = None
   matthews: float | None = None
   validation_accuracy: Fraction | None = None
+  validation_score: float | None = None  # In the task's own metric, where that is not accuracy.
   learning_rate: float | None = None
   rates_id: str | None = None  # Equal for runs that differ in seed and learning rate alone.
   pretrained: str | None = None  # Task, model, config and seed of the run that it started from.
+
+  @property
+  def score(self) -> float | None:
+    """What settings are chosen by: the task's own metric on validation.
+
+    Where the test split serves as validation, as with GLUE's development sets, that of the test,
+    which is a mean over draws. Older files have only the accuracy of a validation split.
+    """
+    found = (self.matthews, self.f1, self.accuracy)
+    if not self.validation_is_test:
+      found = (self.validation_score, self.validation_accuracy)
+    return next((value for value in found if value is not None), None)
 
   @property
   def is_comparable(self) -> bool:

@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from kl_flax.checkpoints import ranking
 from kl_flax.votes import count_votes
 from lra_tasks import parallel
 from lra_tasks.console import Progress
 from lra_tasks.data.pipeline import Batch
-from lra_tasks.metrics import Votes
+from lra_tasks.metrics import Votes, mean_of_draws
 from lra_tasks.run_checkpoints import RunCheckpoints
 from lra_tasks.run_log import RunLog, means
 
@@ -47,6 +46,7 @@ class Loop:
     checkpoints: of the run.
     log: of the run.
     preemption: tells when to stop.
+    judged_by: the metric, a key of `metrics.METRICS`, by which checkpoints are chosen.
   """
 
   fields: dict[str, Any]
@@ -56,6 +56,7 @@ class Loop:
   checkpoints: RunCheckpoints
   log: RunLog
   preemption: parallel.Preemption
+  judged_by: str = 'accuracy'
 
   def run(self, step: int, state: Any, data: Any) -> tuple[int, Any, bool]:
     """Train until the end or until asked to stop.
@@ -85,7 +86,8 @@ class Loop:
             zeros = jax.tree.map(np.zeros_like, parallel.to_host(state.sums))
             state = state.replace(sums=parallel.replicate(zeros))
             evaluated = step
-            if self._is_best(metrics) or _is_due(step, self.fields['checkpoint_freq'], total):
+            is_due = _is_due(step, self.fields['checkpoint_freq'], total)
+            if is_due or self.checkpoints.is_wanted(metrics):
               self._save(step, state, data, metrics)
               saved = step
           clock = step, time.monotonic()
@@ -114,11 +116,6 @@ class Loop:
       self.checkpoints.wait()
     return step, state, evaluated == total
 
-  def _is_best(self, metrics: dict[str, float]) -> bool:
-    """Return whether no checkpoint has a better validation metric."""
-    best = self.checkpoints.best_metrics()
-    return best is None or ranking(metrics) >= ranking(best)
-
   def _save(
     self, step: int, state: Any, data: Any, metrics: dict[str, float] | None = None
   ) -> None:
@@ -140,6 +137,9 @@ class Loop:
     if sums is None:
       return None
     metrics = means(sums, 'eval_')
+    if self.judged_by != 'accuracy':
+      score = mean_of_draws(self.judged_by, sums['confusion_by_draw'])
+      metrics[f'eval_{self.judged_by}'] = score
     if not np.isfinite(metrics['eval_loss']):
       raise _non_finite(f'validation loss is {metrics["eval_loss"]}', step)
     self.log.add(
@@ -162,7 +162,8 @@ class Loop:
         '%d training and %d validation sequences were longer than max_length=%d and were cut.',
         train['train_truncated'], metrics['eval_truncated'], self.fields['max_length'],
       )  # fmt: skip
-    return {'accuracy': metrics['eval_accuracy'], 'loss': metrics['eval_loss']}
+    score = metrics[f'eval_{self.judged_by}']
+    return {'accuracy': metrics['eval_accuracy'], 'loss': metrics['eval_loss'], 'score': score}
 
 
 def _is_due(step: int, every: int, total: int) -> bool:

@@ -88,6 +88,16 @@ METRICS: dict[str, Callable[[np.ndarray], float]] = {
 }
 
 
+def mean_of_draws(name: str, confusions: np.ndarray) -> float:
+  """Return a metric averaged over draws of the frequencies.
+
+  Args:
+    name: a key of `METRICS`.
+    confusions: int[num_draws, c, c].
+  """
+  return float(np.mean([METRICS[name](confusion) for confusion in confusions]))
+
+
 class VoteMetrics(NamedTuple):
   """How far the draws of the frequencies agree on a split; fractions, not percentages.
 

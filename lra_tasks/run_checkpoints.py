@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class _FirstToReach(managers.PreservationPolicy):
-  """Keeps, for each of some figures, the first checkpoint that ranks at least as high.
+  """Keeps, for each of some figures, the first checkpoint whose accuracy is at least as high.
 
-  It is the first of the run, too: whoever reaches a figure first is the best so far, and the loop
-  saves those. When a run goes on from an earlier step, the steps behind it are saved again.
+  It is the first of the run, too: the loop saves what `RunCheckpoints.is_wanted`. When a run goes
+  on from an earlier step, the steps behind it are saved again.
   """
 
   figures: tuple[float, ...]
@@ -44,7 +44,7 @@ class _FirstToReach(managers.PreservationPolicy):
     kept = [False] * len(checkpoints)
     for figure in self.figures:
       for i, checkpoint in enumerate(checkpoints):
-        if checkpoint.metrics is not None and ranking(checkpoint.metrics) >= figure:
+        if checkpoint.metrics is not None and checkpoint.metrics['accuracy'] >= figure:
           kept[i] = True
           break
     return kept
@@ -61,13 +61,14 @@ class RunCheckpoints:
 
   def __init__(self, directory: str, keep_accuracies: Sequence[float] = ()) -> None:
     self.directory = os.path.abspath(directory)
+    self._figures = tuple(percent / 100 for percent in keep_accuracies)
     options = ocp.CheckpointManagerOptions(
       best_fn=ranking,
       preservation_policy=managers.AnyPreservationPolicy(
         [
           managers.LatestN(2),
           managers.BestN(get_metric_fn=ranking, n=1, keep_checkpoints_without_metrics=False),
-          _FirstToReach(tuple(percent / 100 for percent in keep_accuracies)),
+          _FirstToReach(self._figures),
         ]
       ),
     )
@@ -158,10 +159,13 @@ class RunCheckpoints:
     """Return the step with the best validation accuracy (of equals the last), or None."""
     return best_step(self._manager)
 
-  def best_metrics(self) -> dict[str, float] | None:
-    """Return the validation metrics of the best step, or None."""
-    step = self.best_step()
-    return None if step is None else self._manager.metrics(step)
+  def is_wanted(self, metrics: dict[str, float]) -> bool:
+    """Return whether a checkpoint would be kept as the best, or as the first to reach a figure."""
+    found = [self._manager.metrics(step) for step in self._manager.all_steps()]
+    found = [of_step for of_step in found if of_step is not None]
+    is_best = all(ranking(metrics) >= ranking(of_step) for of_step in found)
+    reached = max((of_step['accuracy'] for of_step in found), default=0.0)
+    return is_best or any(reached < figure <= metrics['accuracy'] for figure in self._figures)
 
   def wait(self) -> None:
     """Return once everything is on disk; raises what went wrong in the background."""

@@ -34,6 +34,7 @@ def results(
     eval_samples: draws of the frequencies per example.
   """
   config = description['config']
+  judged_by = get_task(config['task']).judged_by
   final = means(sums, '')
   by_draw = sums['accuracy_by_draw'] / (sums['weight'] / eval_samples)
   at_best = [r for r in records if r['step'] == best_step]
@@ -62,6 +63,7 @@ def results(
     'steps': steps,
     'best_step': best_step,
     'validation_accuracy': at_best[-1]['eval_accuracy'] if at_best else None,
+    'validation_score': at_best[-1].get(f'eval_{judged_by}') if at_best else None,
     'validation_is_test': description['validation_is_test'],
     'eval_samples': eval_samples,
     'parameters': description['parameters'],
@@ -85,8 +87,8 @@ def _metrics(
   """Return all metrics beside accuracy, averaged over draws; None for those of other tasks."""
   names, draws = get_task(description['config']['task']).metrics, sums.get('confusion_by_draw')
   return {
-    name: float(np.mean([metric(draw) for draw in draws])) if name in names else None
-    for name, metric in metrics.METRICS.items()
+    name: metrics.mean_of_draws(name, draws) if name in names else None
+    for name in metrics.METRICS
     if name != 'accuracy'
   }
 

@@ -275,16 +275,11 @@ def _check_same(job: Job, folder: pathlib.Path, stored: Mapping[str, Any]) -> No
     )
 
 
-def _score(job: Job, run: Run) -> float:
-  """Return what settings are chosen by: accuracy on validation.
-
-  Where the test split serves as validation, the task's own metric: as with GLUE's development sets.
-  """
-  metric = ('accuracy', *get_task(job.task).metrics)[-1]
-  found = getattr(run, metric) if run.validation_is_test else run.validation_accuracy
-  if found is None:
+def _score(run: Run) -> float:
+  """Return what settings are chosen by."""
+  if run.score is None:
     raise ValueError(f'{run.path} has no score on the validation split to choose settings by')
-  return found
+  return run.score
 
 
 class Sweep:
@@ -384,7 +379,7 @@ class Sweep:
     if missing or not runs:
       text = ', '.join(map('='.join, missing)) or 'a value that does not fail'
       return Outcome('undecided', f'until seed {job.rivals[0].seed} has {text}')
-    best = max(runs, key=lambda changes: _score(job, runs[changes]))
+    best = max(runs, key=lambda changes: _score(runs[changes]))
     return found if job.changes == best else Outcome('passed over')
 
   def _finished(self, job: Job) -> Run | None:
@@ -521,7 +516,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   define(
     flags.DEFINE_string, 'try', None,
     'FIELD=VALUE,VALUE...: the first seed takes each of the values, the others the one that had '
-    "the best accuracy on validation (where that is the test split, the task's own metric).",
+    "the best accuracy on validation, or what else the task is judged by: cola by Matthews' "
+    'correlation, mrpc and qqp by F1.',
   )  # fmt: skip
   define(
     flags.DEFINE_string, 'init_from', None,

@@ -55,8 +55,8 @@ class TaskSpec:
       LRA's own files take where they leave one out.
     config_file: stem of the file in configs; where it is not the task's name, the file's argument
       names the task behind the model.
-    metrics: what the task is judged by, names in `lra_tasks.metrics.METRICS`; accuracy is
-      reported in any case.
+    metrics: what is reported, names in `lra_tasks.metrics.METRICS`; accuracy is in any case. The
+      last one is what checkpoints and settings are chosen by.
     num_texts: texts of an example that make one sequence of ids: 1, or 2 for pairs of sentences;
       None where inputs are no texts of a trained vocabulary.
     num_inputs: sequences of an example: 1, or 2 for pairs.
@@ -78,6 +78,11 @@ class TaskSpec:
   num_inputs: int = 1
   view: Callable[[Sequence[Any], Tokenizer, int], Sequence[Any]] | None = None
   lra_data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def judged_by(self) -> str:
+    """Name of the metric that checkpoints and settings are chosen by."""
+    return ('accuracy', *self.metrics)[-1]
 
 
 def _pathfinder(resolution: int, **base_model: Any) -> TaskSpec:

@@ -139,6 +139,7 @@ def train(
       checkpoints=checkpoints,
       log=log,
       preemption=preemption,
+      judged_by=spec.judged_by,
     )
     if not test_only:
       step, state, at_end = loop.run(step, state, batches)

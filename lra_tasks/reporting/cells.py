@@ -34,6 +34,8 @@ _LEGEND = {
   'answer': 'answer: yes or no where the difference is more than two standard errors, of three '
   'seeds or more.',
   'one draw': 'one draw: accuracy with a single draw; ours % is the mean over all.',
+  'best rate': 'best rate: of the learning rates that were run, the best on validation, all else '
+  'equal.',
   '(': '(…) start of config_id, where one model and preset was run with different configs.',
   '*': '* preset with fields changed on the command line; config.json has them. It is another '
   'experiment than the published one: no difference is given.',
@@ -131,6 +133,7 @@ _COLUMNS = (
   Column('params', lambda row: _span(row.values('parameters'), _size)),
   Column('/ base', lambda row: _number(row.parameter_ratio, '{:.3f}'),
          {'†': lambda row: row.breaks_lra_rule}),
+  Column('rate', lambda row: _number(row.rates and row.runs[0].learning_rate or None, '{:g}')),
   Column('steps', lambda row: _span(row.values('steps'))),
   Column('steps/s', lambda row: _number(row.steps_per_second), _OF_SPEED),
   Column('peak GiB', lambda row: _number(row.peak_memory_bytes, scale=2**-30), _OF_SPEED),
@@ -176,16 +179,17 @@ class Sheet(NamedTuple):
 
 
 class Sheets(NamedTuple):
-  """The report's tables: of all tasks together, of each task, and of each question."""
+  """The report's tables: of all tasks together, each task, learning rates, and each question."""
 
   overviews: tuple[Sheet, ...]
   tasks: tuple[Sheet, ...]
+  rates: tuple[Sheet, ...]
   questions: tuple[Sheet, ...]
 
   @property
   def all(self) -> tuple[Sheet, ...]:
     """Return the tables in their order."""
-    return self.overviews + self.tasks + self.questions
+    return self.overviews + self.tasks + self.rates + self.questions
 
 
 def make_sheets(report: Report) -> Sheets:
@@ -197,6 +201,7 @@ def make_sheets(report: Report) -> Sheets:
   return Sheets(
     tuple(overviews + ([_glue_sheet(of_glue)] if of_glue else [])),
     tuple(map(task_sheet, tables)),
+    tuple(_rates_sheet(table) for table in tables if any(row.rates for row in table.rows)),
     tuple(_comparison_sheet(question, list(found)) for question, found in comparisons),
   )
 
@@ -218,6 +223,34 @@ def task_sheet(table: Table) -> Sheet:
     tuple(tuple(_cell(c, row) for c in columns) for row in table.rows),
     tuple(i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]),
     tuple(table_notes(table)),
+  )
+
+
+def _rates_sheet(table: Table) -> Sheet:
+  """Return how good each model was with each learning rate that was tried."""
+  rows = [row for row in table.rows if row.rates]
+  headers = sorted({rate.learning_rate for row in rows for rate in row.rates}, reverse=True)
+  lines = []
+  for row in rows:
+    scores = {rate.learning_rate: _number(rate.score, '{:.3f}') for rate in row.rates}
+    cells = [Cell(scores.get(rate, '–')) for rate in headers]
+    lines.append(
+      (Cell(row.model), Cell(row.preset), *cells, Cell(compact_seeds(row.rates[0].seeds)))
+    )
+  run = rows[0].runs[0]
+  metric = 'accuracy' if run.matthews is None else 'Matthews correlation'
+  metric = metric if run.f1 is None else 'F1'
+  of_rates = [Heading(f'{rate:g}') for rate in headers]
+  return Sheet(
+    f'{table.task}: learning rates',
+    f'{metric} on validation' + (', which is the test split' if run.validation_is_test else ''),
+    (
+      Heading('model', left=True),
+      Heading('preset', left=True),
+      *of_rates,
+      Heading('seeds', left=True),
+    ),
+    tuple(lines),
   )
 
 
@@ -393,7 +426,7 @@ def report_notes(report: Report, sheets: Sheets) -> list[str]:
   if shown.intersection('≈▲▼'):
     shown.add('± se')  # They go by it.
   for table in report.tables:
-    shown |= {character for row in table.rows for character in row.preset if character in '*('}
+    shown |= {key for row in table.rows for key in ('*', '(', 'best rate') if key in row.preset}
   return [text for key, text in _LEGEND.items() if key in shown] + [
     f'Not finished, left out: {run}.' for run in report.unfinished
   ]

@@ -80,24 +80,24 @@ class Overview(NamedTuple):
 def make_overview(tables: Iterable[Table], order: tuple[str, ...]) -> Overview | None:
   """Return the overview, None without runs on GLUE.
 
-  Runs are those of the preset `paper`, at any learning rate, all else equal. Of the rates with most
-  seeds, the one with the best mean on the development set is shown, as the paper does.
+  Runs are those of the preset `paper`, with the learning rate that is best on the development set,
+  as the paper does.
 
   Args:
     tables: of the report.
     order: models in the order of rows; others follow.
   """
   names = {column.task for column in COLUMNS}
-  found: dict[tuple[str, str, str], list[Row]] = {}
+  found: dict[tuple[str, str, str], Row] = {}
   for table in tables:
     if table.task in names and table.split == 'test':
-      for key, rows in _by_model(table).items():
-        found[(*key, table.task)] = rows
+      for key, row in _by_model(table).items():
+        found[(*key, table.task)] = row
   if not found:
     return None
   scores = {
-    (model, corpus, column): _score(rows, column)
-    for (model, corpus, task), rows in found.items()
+    (model, corpus, column): _score(row, column)
+    for (model, corpus, task), row in found.items()
     for column in COLUMNS
     if column.task == task
   }
@@ -109,20 +109,17 @@ def make_overview(tables: Iterable[Table], order: tuple[str, ...]) -> Overview |
   return Overview(columns, tuple(models), scores, missing)
 
 
-def _by_model(table: Table) -> dict[tuple[str, str], list[Row]]:
-  """Return (model, pre-training) -> the rows that compete by their learning rate.
+def _by_model(table: Table) -> dict[tuple[str, str], Row]:
+  """Return (model, pre-training) -> the row with the best learning rate of the preset `paper`.
 
-  These are the preset's own, or where that was not run as it is, the largest group that differs
-  in nothing else.
+  Where the preset was not run as it is, of rows with changed fields the one with most rates.
   """
-  groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
+  found: dict[tuple[str, str], list[Row]] = {}
   for row in table.rows:
     if row.kind == 'run' and row.runs[0].preset in ('paper', 'paper*'):
-      run = row.runs[0]
-      of_model = groups.setdefault((row.model, _corpus(run)), {})
-      of_model.setdefault(run.rates_id or run.config_id, []).append(row)
-  order = lambda rows: (any(row.runs[0].preset == 'paper' for row in rows), len(rows))
-  return {key: max(of_model.values(), key=order) for key, of_model in groups.items()}
+      found.setdefault((row.model, _corpus(row.runs[0])), []).append(row)
+  order = lambda row: ('*' not in row.preset, len(row.rates))
+  return {key: max(rows, key=order) for key, rows in found.items()}
 
 
 def _corpus(run: Run) -> str:
@@ -131,15 +128,9 @@ def _corpus(run: Run) -> str:
   return '/'.join(parts[:-4])
 
 
-def _score(rows: list[Row], column: Column) -> Score:
-  primary = next(c for c in reversed(COLUMNS) if c.task == column.task)
-  mean = lambda row, metric: statistics.fmean(getattr(run, metric) or 0.0 for run in row.runs)
-  most = max(len(row.runs) for row in rows)
-  best = max(
-    (row for row in rows if len(row.runs) == most), key=lambda row: mean(row, primary.metric)
-  )
-  values = [getattr(run, column.metric) or 0.0 for run in best.runs]
-  name = _PUBLISHED_AS.get(best.model, best.model)
+def _score(row: Row, column: Column) -> Score:
+  values = [getattr(run, column.metric) or 0.0 for run in row.runs]
+  name = _PUBLISHED_AS.get(row.model, row.model)
   published = [
     score.value
     for score in load_published('score')
@@ -148,7 +139,7 @@ def _score(rows: list[Row], column: Column) -> Score:
   return Score(
     statistics.fmean(values),
     statistics.stdev(values) if len(values) > 1 else None,
-    best.runs[0].learning_rate,
+    row.runs[0].learning_rate,
     published[0] if published else None,
-    bool(best.comparable),
+    bool(row.comparable),
   )

@@ -50,6 +50,8 @@ def render_html(report: Report) -> str:
     presets = dict.fromkeys(row.preset for row in table.rows if row.kind == 'run')
     trade_offs = [figures.trade_off(table, preset) for preset in presets]
     parts += [_table(sheet), *_figures([figures.accuracies(table), *trade_offs])]
+  if sheets.rates:
+    parts += ['<h2>Learning rates</h2>', *map(_table, sheets.rates)]
   parts += ['<h2>Legend</h2>', _list(report_notes(report, sheets))]
   body = '\n'.join(parts)
   return (

@@ -28,13 +28,31 @@ _NOT_HELD = {
 }  # fmt: skip
 
 
+class Rate(NamedTuple):
+  """A learning rate that was tried.
+
+  Attributes:
+    learning_rate: of the config.
+    preset: of its runs.
+    seeds: that its runs share with those of all other rates.
+    score: mean of `Run.score` over these.
+  """
+
+  learning_rate: float
+  preset: str | None
+  seeds: tuple[int, ...]
+  score: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
   """One row of a table: numbers, not text. Accuracies are fractions."""
 
   kind: str  # 'run', 'majority' or 'published'
   model: str
-  preset: str = ''  # With the start of config_id in brackets where that tells rows apart.
+  # With 'best rate' behind it where learning rates of the preset were tried, else with the start of
+  # config_id in brackets where that tells rows apart.
+  preset: str = ''
   runs: tuple[Run, ...] = ()
   repeated: tuple[Run, ...] = ()  # Left out: older runs of the same seeds.
   examples: tuple[int, ...] = ()
@@ -48,6 +66,7 @@ class Row:
   parameter_ratio: float | None = None
   steps_per_second: float | None = None  # Mean over the runs.
   peak_memory_bytes: int | None = None  # Largest of the runs.
+  rates: tuple[Rate, ...] = ()  # The largest first; empty where only one was run.
   other_revision: bool = False  # Whether the code is not that of most rows: speeds do not compare.
 
   @property
@@ -92,12 +111,21 @@ def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """All rows of one task, data set and split: ours, chance, then published ones."""
+  """All rows of one task, data set and split: ours, chance, then published ones.
+
+  Attributes:
+    task: of all rows.
+    dataset: likewise.
+    split: likewise.
+    rows: what is shown.
+    passed_over: rows of ours with learning rates that another row's was better than.
+  """
 
   task: str
   dataset: str
   split: str
   rows: tuple[Row, ...]
+  passed_over: tuple[Row, ...] = ()
 
   @property
   def published(self) -> tuple[PublishedScore, ...]:
@@ -142,7 +170,9 @@ def build_report(
   tables = []
   for key in sorted(groups, key=order):
     of_task = results.published_for(published, key[0], external)
-    tables.append(Table(*key, _rows(groups[key], of_task, which == 'all')))
+    ours, passed_over = _choose_rates(_our_rows(groups[key], of_task))
+    rest = _other_rows(ours, of_task, which == 'all')
+    tables.append(Table(*key, (*ours, *rest), passed_over))
   return Report(tuple(tables), found.unfinished)
 
 
@@ -150,18 +180,69 @@ def _rank(task: str) -> int:
   return LRA_TASKS.index(task) if task in LRA_TASKS else len(LRA_TASKS)
 
 
-def _rows(
-  groups: Sequence[Group], published: Mapping[str, Mapping[str, PublishedScore]], others: bool
+def _our_rows(
+  groups: Sequence[Group], published: Mapping[str, Mapping[str, PublishedScore]]
+) -> list[Row]:
+  """Return our rows, best first, presets without what tells configs apart."""
+  rows = [_run_row(group, published.get(group.runs[0].model, {})) for group in groups]
+  return sorted(_mark_revisions(rows), key=lambda row: (-row.accuracy, row.label))
+
+
+def _choose_rates(rows: Sequence[Row]) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+  """Return rows with the learning rates that are best on validation, and those passed over.
+
+  Of the rates with most seeds, it is the one with the best mean. Labels then tell all rows apart.
+  """
+  groups = collections.defaultdict(list)
+  for row in rows:
+    groups[row.model, row.runs[0].rates_id or row.runs[0].config_id].append(row)
+  chosen, passed_over = [], []
+  for members in groups.values():
+    rates = _rates(members)
+    if rates:
+      best = max(members, key=lambda row: (len(row.runs), mean(run.score for run in row.runs)))
+      plain = [rate.preset for rate in rates if '*' not in (rate.preset or '*')]
+      label = f'{(plain or [best.preset])[0]}, best rate'
+      chosen.append(dataclasses.replace(best, rates=rates, preset=label))
+      passed_over += [row for row in members if row is not best]
+    else:
+      chosen += members
+  chosen.sort(key=lambda row: (-row.accuracy, row.label))
+  return _tell_apart(chosen), _tell_apart(passed_over)
+
+
+def _rates(rows: Sequence[Row]) -> tuple[Rate, ...]:
+  """Return what was tried, where rows of one model differ in nothing but the learning rate."""
+  by_rate = {row.runs[0].learning_rate: row for row in rows}
+  scores = [run.score for row in rows for run in row.runs]
+  if len(by_rate) < max(len(rows), 2) or {None} & {*by_rate, *scores}:
+    return ()
+  shared = set.intersection(*({run.seed for run in row.runs} for row in rows))
+  seeds = tuple(sorted(shared))
+  if not seeds:
+    return ()
+  return tuple(
+    Rate(
+      rate,
+      row.runs[0].preset,
+      seeds,
+      statistics.fmean(run.score for run in row.runs if run.seed in shared),
+    )
+    for rate, row in sorted(by_rate.items(), reverse=True)
+  )
+
+
+def _tell_apart(rows: Sequence[Row]) -> tuple[Row, ...]:
+  """Return rows whose presets have config ids where one model and preset has several configs."""
+  counts = collections.Counter((row.model, row.preset) for row in rows)
+  tag = lambda row: f' ({row.runs[0].config_id[:6]})' * (counts[row.model, row.preset] > 1)
+  return tuple(dataclasses.replace(row, preset=f'{row.preset}{tag(row)}'.strip()) for row in rows)
+
+
+def _other_rows(
+  ours: Sequence[Row], published: Mapping[str, Mapping[str, PublishedScore]], others: bool
 ) -> tuple[Row, ...]:
-  """Return our rows, best first; chance; models that were not run (if `others`), best first."""
-  configs = collections.Counter((g.runs[0].model, g.runs[0].preset) for g in groups)
-  ours = []
-  for group in groups:
-    first = group.runs[0]
-    tag = f'({first.config_id[:6]})' if configs[first.model, first.preset] > 1 else ''
-    preset = f'{first.preset or ""} {tag}'.strip()
-    ours.append(_run_row(group, preset, published.get(first.model, {})))
-  ours = _mark_revisions(ours)
+  """Return chance, then models that were not run (if `others`), best first."""
   chance = {(run.examples, run.majority_class) for row in ours for run in row.runs}
   comparable = all(row.comparable for row in ours)
   rest = [
@@ -171,13 +252,12 @@ def _rows(
     and (others or any(score.family == 'chance' for score in scores.values()))
   ]
   return (
-    *sorted(ours, key=lambda row: (-row.accuracy, row.label)),
     *(Row('majority', 'majority', examples=(n,), accuracy=a) for n, a in sorted(chance)),
     *sorted(rest, key=lambda row: (-((row.paper or row.lra).value or 0), row.model)),
   )
 
 
-def _run_row(group: Group, preset: str, published: Mapping[str, PublishedScore]) -> Row:
+def _run_row(group: Group, published: Mapping[str, PublishedScore]) -> Row:
   runs = group.runs
   accuracies = [run.accuracy for run in runs]
   ratios = [run.parameters / run.base_parameters for run in runs if run.base_parameters]
@@ -186,7 +266,7 @@ def _run_row(group: Group, preset: str, published: Mapping[str, PublishedScore])
   return Row(
     kind='run',
     model=runs[0].model,
-    preset=preset,
+    preset=runs[0].preset or '',
     runs=runs,
     repeated=group.repeated,
     examples=_distinct(run.examples for run in runs),

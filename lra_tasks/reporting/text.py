@@ -87,7 +87,8 @@ def render_csv(report: Report) -> str:
   writer = csv.DictWriter(file, _CSV_COLUMNS, lineterminator='\n')
   writer.writeheader()
   for table in report.tables:
-    lines = [_csv_of_row(row) for row in table.rows if row.kind != 'published']
+    rows = [row for row in table.rows if row.kind != 'published']
+    lines = [_csv_of_row(row) for row in (*rows, *table.passed_over)]
     for score in table.published:
       line = {'kind': 'published', 'preset': regime([score]), 'accuracy': score.fraction}
       lines.append(score._asdict() | line | {'source': f'{score.source}, {score.table}'})

@@ -41,6 +41,7 @@ def test_logits_are_products_with_the_embedding(use_cls):
   x = np.asarray(nn.gelu(x), np.float64)
   x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
   x = x * params['norm']['scale'] + params['norm']['bias']
+  x = x / np.sqrt(SIZES['emb_dim'])
   table = params['encoder']['embedding']['table']
   np.testing.assert_allclose(logits, x @ table[:8].T + params['bias'], rtol=1e-4, atol=1e-4)
 

@@ -10,6 +10,7 @@ from kl_flax import Predictor
 from kl_flax.tokenizers import WordPieceTokenizer
 from lra_tasks import configuration, tasks
 from lra_tasks.configuration import resolve
+from lra_tasks.run_log import read_records
 
 WORDS = [
   'the',
@@ -84,6 +85,9 @@ def test_fine_tuning_has_vocabulary_and_encoder_of_the_pretraining(
   assert found['pretrained'].startswith('wikitext')
   assert -1 <= found['matthews'] <= 1
   assert found['f1'] is None  # CoLA has no F1.
+  records = read_records(tmp_path / 'metrics.jsonl')
+  best = max(records, key=lambda record: (record['eval_matthews'], record['step']))
+  assert (found['best_step'], found['validation_score']) == (best['step'], best['eval_matthews'])
   assert found['validation_is_test']
   ours, theirs = (
     WordPieceTokenizer((folder / 'tokenizer.json').read_text()) for folder in (tmp_path, pretrained)

@@ -47,6 +47,24 @@ def test_the_first_to_reach_an_accuracy_are_kept(tmp_path):
   assert RunCheckpoints(tmp_path).best_step() == 11
 
 
+def test_the_score_ranks_and_the_accuracy_is_reached(tmp_path):
+  scores = [(1, 0.1, 0.9), (2, 0.45, 0.2), (3, 0.5, 0.95), (4, 0.6, 0.1), (5, None, None)]
+  checkpoints, data = RunCheckpoints(tmp_path, (40, 80)), make_data()
+  wanted = []
+  for step, accuracy, score in scores:
+    metrics = None if score is None else {'accuracy': accuracy, 'score': score}
+    wanted += [checkpoints.is_wanted(metrics)] if metrics else []
+    checkpoints.save(step, make_state(step), data, metrics)
+  checkpoints.close()
+  assert wanted == [True, True, True, False]  # The first, 40 %, the best.
+  assert steps_in(tmp_path) == [2, 3, 4, 5]
+  again = RunCheckpoints(tmp_path, (40, 80))
+  assert again.best_step() == 3
+  assert again.is_wanted({'accuracy': 0.8, 'score': 0.0})
+  assert again.is_wanted({'accuracy': 0.0, 'score': 0.95})
+  assert not again.is_wanted({'accuracy': 0.79, 'score': 0.94})
+
+
 def test_of_equal_checkpoints_the_last_is_the_best(tmp_path):
   save(tmp_path, [(1, 0.5), (2, 0.5), (3, 0.4)])
   assert RunCheckpoints(tmp_path).best_step() == 2

@@ -30,6 +30,13 @@ def test_results_tell_draws_apart(tmp_path):
   assert found['accuracy_of_one_draw'] == 0.25
   assert found['f1'] == pytest.approx((2 / 3 + 1) / 4)
   assert (found['matthews'], found['learning_rate'], found['pretrained']) == (None, 0.1, None)
+  assert (found['validation_accuracy'], found['validation_score']) == (None, None)
+  record = {'step': 5, 'eval_accuracy': 0.5, 'eval_f1': 0.25, 'steps_per_second': 1.0}
+  best = options | {'best_step': 5}
+  at_best = run_results.results(
+    about, sums, [record | {'wall_time_seconds': 1.0}], eval_samples=4, **best
+  )
+  assert (at_best['validation_accuracy'], at_best['validation_score']) == (0.5, 0.25)
   assert (found['device'], found['git_revision']) == ('x', 'a, b')
   assert found['accuracy_sd_of_draws'] == pytest.approx(np.sqrt(2.75 / 3) / 4)  # Of 1, 2, 3, 3.
   votes = VoteMetrics(0.5, 0.25, 0.1, float('inf'))

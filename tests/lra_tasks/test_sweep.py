@@ -14,7 +14,7 @@ from run_helpers import ROOT, environment
 
 from lra_tasks import files, sweep
 from lra_tasks.finished import parse_run
-from lra_tasks.sweep import Job, Sweep, make_jobs, render
+from lra_tasks.sweep import Sweep, make_jobs, render
 
 CONFIGS = str(ROOT / 'configs')
 
@@ -209,13 +209,17 @@ def test_what_is_judged_by_a_metric_of_its_own_is_chosen_by_it():
     'accuracy': 0.5,
     'validation_accuracy': 0.6,
   }
-  run = lambda **more: parse_run(RESULT | {'model': 'prf', 'steps': 9} | results | more, 'file')
-  job = lambda task: Job(task, 'file.py:prf', 'name', 0)
-  assert sweep._score(job('cola'), run(matthews=0.25)) == 0.25
-  assert sweep._score(job('sst2'), run(matthews=0.25)) == 0.5
-  assert sweep._score(job('sst2'), run(validation_is_test=False)) == 0.6
+  score = lambda **more: sweep._score(
+    parse_run(RESULT | {'model': 'prf', 'steps': 9} | results | more, 'file')
+  )
+  assert score(matthews=0.25) == 0.25
+  assert score(f1=0.75) == 0.75
+  assert score() == 0.5
+  # Of a split that was held out, what was found there.
+  assert score(validation_is_test=False) == 0.6
+  assert score(validation_is_test=False, validation_score=-0.1, matthews=0.25) == -0.1
   with pytest.raises(ValueError, match='file has no score on the validation split'):
-    sweep._score(job('cola'), run())
+    score(validation_is_test=False, validation_accuracy=None)
 
 
 def test_changes_are_in_names_flags_and_fields():

@@ -1,7 +1,9 @@
 """Tests of the tables on GLUE: which runs are shown, beside what."""
 
+import csv
 import re
 
+import pytest
 from report_helpers import make_report, make_run
 
 from lra_tasks.paper import PAPER_MODELS
@@ -57,6 +59,37 @@ def test_only_learning_rates_compete():
   )
   (score,) = found.scores.values()
   assert (score.value, score.learning_rate) == (0.71, 1e-4)
+
+
+def test_a_table_shows_the_best_rate_and_another_all_of_them():
+  built = make_report(
+    run_of('cola', rate=1e-4, accuracy=0.69, matthews=0.0, seed=0, preset='paper'),
+    run_of('cola', rate=5e-4, accuracy=0.66, matthews=0.12, seed=0),
+    run_of('cola', rate=5e-4, accuracy=0.68, matthews=-0.1, seed=1),
+    run_of('cola', model='prf', rate=1e-4, accuracy=0.5, matthews=0.1, rates_id='q'),
+    # Of two runs with one rate something else is different.
+    run_of('cola', model='rks', rate=1e-4, accuracy=0.5, matthews=0.1, config_id='abcdefgh'),
+    run_of('cola', model='rks', rate=1e-4, accuracy=0.4, matthews=0.2, config_id='ijklmnop'),
+  )
+  (table,) = built.tables
+  labels = [row.label for row in table.rows if row.kind == 'run']
+  assert labels == ['gmm_prf paper, best rate', 'prf paper*', 'rks paper* (abcdef)',
+                    'rks paper* (ijklmn)']  # fmt: skip
+  assert [row.label for row in table.passed_over] == ['gmm_prf paper']
+  assert table.rows[0].accuracy == pytest.approx(0.67)
+  # Of the seed that both rates have.
+  assert table.rows[0].rates == ((5e-4, 'paper*', (0,), 0.12), (1e-4, 'paper', (0,), 0.0))
+  lines = [' '.join(line.split()) for line in text.render_table(built).splitlines()]
+  place = lines.index('cola: learning rates')
+  assert lines[place + 1] == 'Matthews correlation on validation, which is the test split'
+  assert lines[place + 3] == 'model preset 0.0005 0.0001 seeds'
+  assert lines[place + 5] == 'gmm_prf paper, best rate 0.120 0.000 0'
+  assert lines[place + 6] == ''
+  assert 'best rate: of the learning rates that were run' in ' '.join(lines)
+  rows = list(csv.DictReader(text.render_csv(built).splitlines()))
+  rates = [(row['model'], row['learning_rate']) for row in rows if row['kind'] == 'run']
+  assert rates == [('gmm_prf', '0.0005'), ('prf', '0.0001'), ('rks', '0.0001'), ('rks', '0.0001'),
+                   ('gmm_prf', '0.0001')]  # fmt: skip
 
 
 def test_metrics_of_one_task_are_those_of_the_same_runs():
