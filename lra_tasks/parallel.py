@@ -19,6 +19,9 @@ from lra_tasks.steps import AXIS
 
 logger = logging.getLogger(__name__)
 
+# Variable that tells a run how many share its devices: speeds are then no measure of a model.
+SHARED_BY = 'KL_FLAX_RUNS_PER_DEVICE'
+
 
 def start() -> None:
   """Join the other processes, if this one was launched as one of several.
@@ -99,7 +102,10 @@ def check_batch_size(batch_size: int) -> None:
 
 def describe_devices() -> str:
   """Return for example '2 x NVIDIA H200'."""
-  return f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+  shared = int(os.environ.get(SHARED_BY, '1'))
+  return f'{jax.device_count()} x {jax.devices()[0].device_kind}' + (
+    f', shared by {shared} runs' if shared > 1 else ''
+  )
 
 
 def default_dtype() -> str:

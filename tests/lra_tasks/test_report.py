@@ -378,7 +378,7 @@ def test_errors_are_one_line(capsys):
 
 
 def test_the_runs_of_the_package_are_the_default():
-  assert set(re.findall(r'^(\w+): accuracy on the test split', command().stdout, re.M)) == {
+  assert set(re.findall(r'^(\S+): accuracy on the test split', command().stdout, re.M)) == {
     run.task for run in results.load_results([results.KEPT]).runs
   }
 

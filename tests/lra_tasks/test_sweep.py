@@ -12,9 +12,11 @@ import pytest
 from absl import flags
 from run_helpers import ROOT, environment
 
-from lra_tasks import files, sweep
+from lra_tasks import files, sweep, sweep_runs
 from lra_tasks.finished import parse_run
-from lra_tasks.sweep import Sweep, make_jobs, render
+from lra_tasks.sweep import render
+from lra_tasks.sweep_jobs import make_jobs
+from lra_tasks.sweep_runs import Outcome, Sweep, make_workers
 
 CONFIGS = str(ROOT / 'configs')
 
@@ -82,8 +84,8 @@ class Trial:
 
 @pytest.fixture
 def trial(tmp_path, monkeypatch):
-  monkeypatch.setattr(sweep, '_START', 0)
-  monkeypatch.setattr(sweep, '_SAVING', 0)
+  monkeypatch.setattr(sweep_runs, '_START', 0)
+  monkeypatch.setattr(sweep_runs, '_SAVING', 0)
   return Trial(tmp_path, monkeypatch)
 
 
@@ -187,14 +189,14 @@ def test_a_value_that_fails_takes_no_part(trial):
 def test_a_sweep_waits_for_what_another_one_makes(trial, monkeypatch):
   jobs = jobs_of('gmm_prf', seeds=(0, 1), tried='learning_rate=0.1,0.2')
   own, naps = trial.sweep(jobs), []
-  with files.lock(trial.runs / jobs[0].name, sweep._LOCK):
+  with files.lock(trial.runs / jobs[0].name, sweep_runs._LOCK):
 
     def nap(seconds):
       naps.append(seconds)
       if len(naps) == 2:  # The other sweep has finished it.
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep.time, 'sleep', nap)
+    monkeypatch.setattr(sweep_runs.time, 'sleep', nap)
     with pytest.raises(KeyboardInterrupt):
       own.run()
   states = [outcome.state for outcome in own.outcomes().values()]
@@ -209,7 +211,7 @@ def test_what_is_judged_by_a_metric_of_its_own_is_chosen_by_it():
     'accuracy': 0.5,
     'validation_accuracy': 0.6,
   }
-  score = lambda **more: sweep._score(
+  score = lambda **more: sweep_runs._score(
     parse_run(RESULT | {'model': 'prf', 'steps': 9} | results | more, 'file')
   )
   assert score(matthews=0.25) == 0.25
@@ -291,14 +293,14 @@ def test_time_is_up(trial, monkeypatch):
   assert trial.states(jobs) == ['finished'] * 3
   assert trial.calls() == ['rks', 'transformer']
   # What would have no time to begin is not begun.
-  monkeypatch.setattr(sweep, '_START', 30)
+  monkeypatch.setattr(sweep_runs, '_START', 30)
   more = jobs_of('linear_transformer')
   assert trial.states(more, deadline=time.monotonic() + 20) == ['waiting']
   assert trial.calls() == []
 
 
 def test_what_does_not_stop_is_killed(trial, monkeypatch):
-  monkeypatch.setattr(sweep, '_PATIENCE', 0.2)
+  monkeypatch.setattr(sweep_runs, '_PATIENCE', 0.2)
   script = 'import signal, time; signal.signal(signal.SIGTERM, lambda *_: 0); time.sleep(60)'
   jobs = jobs_of('gmm_prf')
   own = Sweep(
@@ -330,12 +332,71 @@ def test_signals_reach_the_run_and_end_the_sweep(trial, number):
   assert trial.calls() == ['rks']
 
 
+def test_several_runs_at_once(trial, monkeypatch):
+  """Each training waits for the other one, and says what it was given."""
+  script = (
+    'import json, os, pathlib, sys, time\n'
+    'flags = dict(argument[2:].split("=", 1) for argument in sys.argv[1:])\n'
+    'folder = pathlib.Path(flags["model_dir"])\n'
+    'names = ["CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION"]\n'
+    'names += ["KL_FLAX_RUNS_PER_DEVICE"]\n'
+    '(folder / "given").write_text(" ".join(os.environ.get(name, "-") for name in names))\n'
+    'print("some output")\n'
+    'while len(list(folder.parent.glob("*/given"))) < 2: time.sleep(0.01)\n'
+    'sys.exit("prf" in folder.name and 3)\n'
+  )
+  for name in ('CUDA_VISIBLE_DEVICES', 'XLA_PYTHON_CLIENT_MEM_FRACTION'):
+    monkeypatch.delenv(name, raising=False)
+  jobs = jobs_of('gmm_rks', 'prf')
+  own = Sweep(
+    jobs,
+    runs=str(trial.runs),
+    workers=make_workers(['3'], 2),
+    command=(sys.executable, '-c', script),
+  )
+  found = own.run()
+  assert found[jobs[1]] == (
+    'failed', f'with exit code 3, see {trial.runs / jobs[1].name / "train.log"}'
+  )  # fmt: skip
+  assert found[jobs[0]].state == 'waiting'
+  for job in jobs:
+    assert (trial.runs / job.name / 'given').read_text() == '3 0.450 2'
+  assert 'some output' in (trial.runs / jobs[1].name / 'train.log').read_text()
+
+
+def test_several_workers_make_each_run_once(trial):
+  jobs = jobs_of('gmm_prf', 'gmm_rks', 'transformer', 'prf', seeds=(0, 1))
+  workers = make_workers(['0', '1'], 2)
+  found = trial.sweep(jobs, workers=workers).run()
+  assert [outcome.state for outcome in found.values()] == 2 * (3 * ['finished'] + ['failed'])
+  assert sorted(trial.calls()) == sorted(2 * ['gmm_prf', 'gmm_rks', 'transformer', 'prf'])
+  # A choice waits until all that decides it is there.
+  jobs = jobs_of('gmm_prf', seeds=(2, 3), tried='learning_rate=0.1,0.2,0.3')
+  found = trial.sweep(jobs, workers=workers).run()
+  assert rates_of(jobs, found)[3:] == [
+    (3, '0.1', 'passed over'), (3, '0.2', 'finished'), (3, '0.3', 'passed over'),
+  ]  # fmt: skip
+
+
+def test_workers_of_gpus():
+  (only,) = make_workers([], 1)
+  assert only == ('', {})
+  assert [w.environment for w in make_workers(['0', '2'], 1)] == [
+    {'CUDA_VISIBLE_DEVICES': '0'}, {'CUDA_VISIBLE_DEVICES': '2'},
+  ]  # fmt: skip
+  assert [w.label for w in make_workers([], 2)] == ['1', '2']
+  with pytest.raises(ValueError, match='runs_per_gpu must be at least 1, got 0'):
+    make_workers([], 0)
+  with pytest.raises(ValueError, match="each once, got '0,0'"):
+    make_workers(['0', '0'], 1)
+
+
 def test_small_files_are_kept_and_count_as_finished(trial, tmp_path):
   kept = tmp_path / 'results'
   jobs = jobs_of('gmm_prf', 'prf')
   assert trial.states(jobs, results_dir=str(kept)) == ['finished', 'failed']
   folder = kept / jobs[0].name
-  assert sorted(file.name for file in folder.iterdir()) == sorted(sweep.KEPT_FILES)
+  assert sorted(file.name for file in folder.iterdir()) == sorted(sweep_runs.KEPT_FILES)
   assert list(kept.rglob('results.json')) == [folder / 'results.json']
   trial.calls()
   elsewhere = Trial.__new__(Trial)
@@ -367,7 +428,7 @@ def test_what_was_finished_before_is_kept_too(trial, tmp_path):
   trial.calls()
   assert trial.states([job], results_dir=str(kept)) == ['finished']
   assert trial.calls() == []
-  assert sorted(file.name for file in (kept / job.name).iterdir()) == sorted(sweep.KEPT_FILES)
+  assert sorted(file.name for file in (kept / job.name).iterdir()) == sorted(sweep_runs.KEPT_FILES)
   assert [folder.name for folder in (kept / 'listops').iterdir()] == [job.name.partition('/')[2]]
 
 
@@ -396,11 +457,11 @@ def test_one_that_gets_in_the_way_later_fails_alone(trial, monkeypatch):
   own = trial.sweep(jobs)
   original = own._train
 
-  def train(job):
-    code = original(job)
+  def train(job, worker):
+    ended = original(job, worker)
     path = trial.runs / jobs[0].name / 'config.json'
     path.write_text('{')
-    return code
+    return ended
 
   monkeypatch.setattr(own, '_train', train)
   found = own.run()
@@ -421,7 +482,7 @@ def test_what_another_sweep_has_made_meanwhile_is_not_made_again(trial):
   trial.states(jobs[1:])
   trial.calls()
   own = trial.sweep(jobs)
-  own.outcomes = lambda: {job: sweep.Outcome('waiting') for job in jobs}
+  own.outcomes = lambda: {job: Outcome('waiting') for job in jobs}
   assert [outcome.state for outcome in own.run().values()] == ['finished'] * 2
   assert trial.calls() == ['gmm_prf']
 
