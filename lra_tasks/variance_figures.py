@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from lra_tasks.plotting import color, label, new_figure
 from lra_tasks.variance_measures import Variance
+
+# Lines of a legend that the height of a figure has room for.
+_MOST_NAMES = 14
 
 
 def draw_metrics(found: Sequence[Variance]) -> Any:
@@ -25,9 +29,7 @@ def draw_metrics(found: Sequence[Variance]) -> Any:
     if title.startswith(('gain', 'voting')) and spread:  # Bars from 0 would all look alike.
       axis.set_ylim(max(min(values) - spread, 0), max(values) + 0.2 * spread)
     axis.grid(axis='y', alpha=0.3)
-  for v in found:
-    axes[0].bar([0], [0], color=color(v.model), label=_name(v))
-  figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper', frameon=False)
+  _add_legend(figure, found)
   draws = ' or '.join(map(str, sorted({v.samples for v in found})))
   figure.supxlabel(f'{found[0].task}, {found[0].split} split, {draws} draws', fontsize=8)
   return figure
@@ -39,8 +41,17 @@ def _metrics(v: Variance) -> tuple[float, ...]:
   return deviation, 100 * v.inconsistency, v.gain, 100 * v.voting_accuracy
 
 
-def _name(v: Variance) -> str:
-  return f'{label(v.model)}, {v.preset}, seed {v.seed}'
+def _add_legend(figure: Any, found: Sequence[Variance]) -> None:
+  """Name the runs beside a figure; where there is no room for so many, their models."""
+  from matplotlib.patches import Patch
+
+  names = [(v.model, f'{label(v.model)}, {v.preset}, seed {v.seed}') for v in found]
+  if len(names) > _MOST_NAMES:
+    counts = collections.Counter(v.model for v in found)
+    runs = lambda count: 'one run' if count == 1 else f'{count} runs'
+    names = [(model, f'{label(model)}, {runs(count)}') for model, count in counts.items()]
+  patches = [Patch(color=color(model), label=name) for model, name in names]
+  figure.legend(handles=patches, loc='outside right upper', frameon=False)
 
 
 def draw_correlations(found: Sequence[Variance]) -> Any:
@@ -50,10 +61,10 @@ def draw_correlations(found: Sequence[Variance]) -> Any:
   figure, axes = new_figure(len(pairs), width=3.4, height=3.4)
   for axis, (x_name, x, y_name, y) in zip(axes, pairs, strict=True):
     for v, a, b in zip(found, x, y, strict=True):
-      axis.plot(a, b, 'o', color=color(v.model), label=_name(v))
+      axis.plot(a, b, 'o', color=color(v.model))
     axis.set(xlabel=x_name, ylabel=y_name, title=f'R² = {r_squared(x, y):.2f}')
     axis.grid(alpha=0.3)
-  figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper', frameon=False)
+  _add_legend(figure, found)
   return figure
 
 

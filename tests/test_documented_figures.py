@@ -8,8 +8,10 @@ import functools
 import json
 import pathlib
 import re
+import statistics
 
 from lra_tasks import speed_plots
+from lra_tasks.variance_figures import r_squared
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUMBER = re.compile(r'\d[\d,]*(?:\.\d+)?')
@@ -232,6 +234,21 @@ def test_disagreement_of_draws():
     values += [run['voting_accuracy'] / run['accuracy'], 100 * run['inconsistency']]
     values += [run['median_deviation'], run['eval_samples']]
     assert shows(' '.join(row[1:]), values), row
+
+
+def test_disagreement_on_sst2():
+  runs = [run for run in runs_of('lra_tasks/results/sst2') if run.get('voting_accuracy')]
+  assert says('docs/analysis.md', 'on SST-2, # runs of six models', [len(runs)])
+  median = lambda name: statistics.median(
+    100 * run['inconsistency'] for run in runs if run['model'].endswith(name)
+  )
+  sentence = 'than Fourier ones, PI # % against # % (medians over the runs)'
+  assert says('docs/analysis.md', sentence, [median('_prf'), median('_rks')])
+  gains = [run['voting_accuracy'] / run['accuracy'] for run in runs]
+  squared = [
+    r_squared([run[name] for run in runs], gains) for name in ('median_deviation', 'inconsistency')
+  ]
+  assert says('docs/analysis.md', 'R² of the gain is # with RSD and # with PI', squared)
 
 
 # README.md

@@ -249,6 +249,18 @@ def test_kept_results_make_the_figures(capsys, tmp_path):
   assert '5 with neither' in err
 
 
+@pytest.mark.parametrize('draw', [draw_metrics, draw_correlations])
+def test_legends_name_the_models_of_many_runs(draw):
+  of = lambda model, seed: Variance(
+    model, 'paper', seed, 'text', 'test', 9, 10, 0.5 + 0.01 * seed, 0.6, 0.1, 0.2 + seed, 0.3
+  )
+  names = lambda figure: [text.get_text() for text in figure.legends[0].get_texts()]
+  few = [of('gmm_prf', seed) for seed in range(3)]
+  assert names(draw(few)) == [f'gmm_prf, paper, seed {seed}' for seed in range(3)]
+  many = [of('gmm_prf', seed) for seed in range(14)]
+  assert names(draw([*many, of('prf', 0)])) == ['gmm_prf, 14 runs', 'prf, one run']
+
+
 def test_infinite_deviations_of_kept_results(capsys, tmp_path):
   for seed in range(3):
     deviation = None if seed == 1 else 0.1 * (seed + 1)
