@@ -77,7 +77,8 @@ DEFAULTS: dict[str, Any] = {
   'pretrained': '',
   'dtype': 'auto',
   'resample_every': 100,
-  'eval_samples': 1,
+  'eval_samples': 1,  # Draws of the frequencies in the evaluation that ends a run.
+  'validation_samples': 1,  # In those on the way, which choose the checkpoint.
   'keep_accuracies': (),
 }
 ENCODER_FIELDS = (
@@ -86,8 +87,8 @@ ENCODER_FIELDS = (
 )  # fmt: skip
 POSITIVE = (
   'batch_size', 'num_train_steps', 'eval_frequency', 'checkpoint_freq', 'max_length', 'emb_dim',
-  'num_heads', 'num_layers', 'qkv_dim', 'mlp_dim', 'resample_every', 'eval_samples', 'warmup',
-  'steps_per_cycle', 'steps_per_decay',
+  'num_heads', 'num_layers', 'qkv_dim', 'mlp_dim', 'resample_every', 'eval_samples',
+  'validation_samples', 'warmup', 'steps_per_cycle', 'steps_per_decay',
 )  # fmt: skip
 # Read by none of LRA's code paths.
 IGNORED = {
@@ -443,10 +444,11 @@ def config_id(fields: Mapping[str, Any], besides: Iterable[str] = ()) -> str:
 def _preset_id(fields: Mapping[str, Any]) -> str:
   """Return a digest that is equal for runs that one preset's name may stand for.
 
-  A model that draws nothing is evaluated in one pass, whatever `eval_samples` says. The digest that
-  runs are stored with has the field all the same, as it always had.
+  A model that draws nothing is evaluated in one pass, whatever the fields of draws say. The digest
+  that runs are stored with has `eval_samples` all the same, as it always had.
   """
-  return config_id(fields, () if is_stochastic(fields) else ('eval_samples',))
+  unread = () if is_stochastic(fields) else ('eval_samples', 'validation_samples')
+  return config_id(fields, unread)
 
 
 def difference(old: Any, new: Any, prefix: str = '') -> list[str]:

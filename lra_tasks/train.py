@@ -134,7 +134,13 @@ def train(
     loop = Loop(
       fields=fields,
       train_step=_train_step(fields, model, adamw),
-      validate=lambda state: evaluate(eval_step, state, validation, preemption.pending),
+      validate=functools.partial(
+        evaluate,
+        eval_step,
+        batches=validation,
+        stop=preemption.pending,
+        num_samples=_num_draws(fields, 'validation_samples'),
+      ),
       schedule=schedule,
       checkpoints=checkpoints,
       log=log,
@@ -280,6 +286,11 @@ def _start(
   return state.replace(params=origin.start(state.params, fields['max_length']))
 
 
+def _num_draws(fields: dict[str, Any], name: str) -> int:
+  """Return how many draws of the frequencies an evaluation takes."""
+  return fields[name] if configuration.is_stochastic(fields) else 1
+
+
 def _train_step(fields: dict[str, Any], model: nn.Module, adamw: Any) -> Callable[..., Any]:
   step = functools.partial(
     steps.train_step, model=model, optimizer=adamw, resample_every=fields['resample_every']
@@ -313,7 +324,7 @@ def _test(
   best = loop.checkpoints.best_step()
   if best is not None:
     state = parallel.replicate(loop.checkpoints.restore(best, parallel.to_host(state)))
-  samples = loop.fields['eval_samples'] if configuration.is_stochastic(loop.fields) else 1
+  samples = _num_draws(loop.fields, 'eval_samples')
   sums = evaluate(eval_step, state, test, loop.preemption.pending, num_samples=samples)
   if sums is None:
     logger.info('Stopped before the test; the same command goes on from there.')

@@ -52,6 +52,20 @@ def test_a_run_writes_what_readme_lists(shared, reference):
   assert 'WARNING' not in log
 
 
+def test_validation_with_several_draws(shared, reference, tmp_path):
+  fields = {'eval_frequency': 40, 'validation_samples': 3, 'save_checkpoints': False}
+  assert run_here(shared, tmp_path, **fields) == 0
+  (record,) = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  last = json.loads((reference / 'metrics.jsonl').read_text().splitlines()[-1])
+  # The training is the same; the validation is another mean, over the same examples.
+  assert record['train_loss'] != last['train_loss']  # Of 40 steps, not of 20.
+  assert record['eval_loss'] == pytest.approx(last['eval_loss'], rel=0.05)
+  assert record['eval_loss'] != last['eval_loss']
+  examples = round(3 * 64 * record['eval_accuracy'], 6)
+  assert examples == int(examples)
+  assert read(tmp_path, 'results.json')['eval_samples'] == 1
+
+
 def test_a_finished_run_is_left_alone(shared, reference, caplog):
   before = (reference / 'results.json').stat().st_mtime_ns
   assert run_here(shared, reference) == 0
