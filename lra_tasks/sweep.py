@@ -26,6 +26,7 @@ else: a hundred checkpoints of a large vocabulary take 50 GB.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -36,6 +37,9 @@ from lra_tasks.console import define_integers, one_line_errors, set_up_logging
 from lra_tasks.paper import PAPER_MODELS
 from lra_tasks.sweep_jobs import Job, make_jobs
 from lra_tasks.sweep_runs import Outcome, Sweep, make_workers
+
+# Not __name__: this file runs as __main__.
+logger = logging.getLogger('lra_tasks.sweep')
 
 
 def render(found: Mapping[Job, Outcome]) -> str:
@@ -131,6 +135,17 @@ def _options(flag_values: flags.FlagValues) -> dict[str, list[str]]:
   return options
 
 
+def _warn_of_test_splits(jobs: Sequence[Job]) -> None:
+  """Say where settings will be chosen on the split that is reported."""
+  found = {job.task for job in jobs if job.fields()['data'].get('validation') == 'test'}
+  if found:
+    logger.warning(
+      '--try chooses on the test split of %s, which is its validation split too: as is usual with '
+      'GLUE, but optimistic. --set=data.validation=holdout holds training examples out.',
+      ', '.join(sorted(found)),
+    )
+
+
 @one_line_errors
 def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
   """Run what the flags say; return 0, 1 after an error or a failed run, 130 if interrupted."""
@@ -154,6 +169,8 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
     configs=flag_values.configs,
     init_from=flag_values.init_from,
   )
+  if flag_values['try'].value:
+    _warn_of_test_splits(jobs)
   sweep = Sweep(
     jobs,
     runs=flag_values.runs,

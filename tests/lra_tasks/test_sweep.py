@@ -512,6 +512,11 @@ def _keep_logging(monkeypatch):
     (['--tasks=listops', '--preset=tiny', '--sources=x'], 'got .x.'),
     (['--tasks=listops'], "'paper' of gmm_rks, .*; 'lra' of transformer, .*--preset=paper"),
     (['--tasks=listops', 'text'], 'unknown arguments: text'),
+    (
+      ['--tasks=listops', '--preset=tiny', '--delete_checkpoints'],
+      '--delete_checkpoints needs --results_dir',
+    ),
+    (['--tasks=listops', '--preset=tiny', '--gpus=1,1'], "--gpus must .* each once, got '1,1'"),
   ],
 )
 def test_wrong_flags_are_named(capsys, arguments, message):
@@ -528,6 +533,20 @@ def test_dry_run_runs_nothing(capsys, tmp_path):
   assert code == 0
   assert out.endswith(f'{len(sweep.PAPER_MODELS)} waiting\n')
   assert not (tmp_path / 'runs').exists()
+
+
+def test_a_choice_on_the_test_split_is_said(capsys, caplog, tmp_path):
+  flags = ['--models=prf', '--preset=paper', '--dry_run', f'--runs={tmp_path}']
+  tried = '--try=learning_rate=1e-3,1e-4'
+  for more in (
+    ['--tasks=cola,listops'],
+    ['--tasks=listops', tried],
+    ['--tasks=cola', tried, '--set=data.validation=holdout'],
+  ):
+    assert run(capsys, *flags, *more)[0] == 0
+    assert 'chooses on the test split' not in caplog.text
+  assert run(capsys, *flags, '--tasks=text,cola,listops', tried)[0] == 0
+  assert '--try chooses on the test split of cola, text,' in caplog.text
 
 
 @pytest.mark.slow
