@@ -15,17 +15,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 
-def ranking(metrics: dict[str, float]) -> float:
-  """Return the figure by which checkpoints are compared; larger is better.
+def ranking(metrics: dict[str, float]) -> tuple[bool, float]:
+  """Return by what checkpoints are compared; larger is better.
 
   Args:
-    metrics: of the validation, stored with the checkpoint: 'score', the metric that the task is
-      judged by, or where it is not there, 'accuracy'.
+    metrics: of the validation, stored with the checkpoint: 'accuracy', and 'score' where the task
+      is judged by something else. Of such a task, checkpoints of earlier versions have no score:
+      they come last.
 
-  >>> ranking({'accuracy': 0.7, 'loss': 0.6}), ranking({'accuracy': 0.7, 'score': 0.1})
-  (0.7, 0.1)
+  >>> ranking({'accuracy': 0.7, 'loss': 0.6}) < ranking({'accuracy': 0.7, 'score': 0.1})
+  True
   """
-  return metrics.get('score', metrics['accuracy'])
+  return 'score' in metrics, metrics.get('score', metrics['accuracy'])
 
 
 def best_step(manager: ocp.CheckpointManager) -> int | None:

@@ -194,7 +194,7 @@ class MaskedLanguageModel(nn.Module):
 
   Dense(emb_dim), GELU, LayerNorm; logits are products with the rows of the embedding, divided by
   emb_dim^(1/2) as in T5 (Raffel et al. 2020), plus a bias. Rows have standard deviation 1: the
-  initial loss is near that of a guess, where undivided logits would make it ten times as large.
+  initial loss is near that of a guess, where undivided logits would make it several times as large.
 
   Attributes:
     encoder: its vocabulary is that of the data and, as the last id, the mask.

@@ -342,6 +342,11 @@ def is_stochastic(fields: Mapping[str, Any]) -> bool:
   return row.is_stochastic(fields['attention'] | {name: fields[name] for name in row.config_fields})
 
 
+def judged_by(fields: Mapping[str, Any]) -> str:
+  """Return the metric, a key of `lra_tasks.metrics.METRICS`, by which checkpoints are chosen."""
+  return get_task(fields['task']).judged_by if fields['objective'] == 'classify' else 'accuracy'
+
+
 def masking(
   fields: Mapping[str, Any], tokenizer: Tokenizer | None = None
 ) -> pipeline.Masking | None:

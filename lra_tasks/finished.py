@@ -63,7 +63,8 @@ class Run:
   f1: float | None = None
   matthews: float | None = None
   validation_accuracy: Fraction | None = None
-  validation_score: float | None = None  # In the task's own metric, where that is not accuracy.
+  judged_by: str | None = None  # Name of the metric that checkpoints and settings are chosen by.
+  validation_score: float | None = None  # In that metric.
   learning_rate: float | None = None
   rates_id: str | None = None  # Equal for runs that differ in seed and learning rate alone.
   pretrained: str | None = None  # Task, model, config and seed of the run that it started from.
@@ -73,12 +74,19 @@ class Run:
     """What settings are chosen by: the task's own metric on validation.
 
     Where the test split serves as validation, as with GLUE's development sets, that of the test,
-    which is a mean over draws. Older files have only the accuracy of a validation split.
+    which is a mean over draws. None where an older file does not have it.
     """
-    found = (self.matthews, self.f1, self.accuracy)
-    if not self.validation_is_test:
-      found = (self.validation_score, self.validation_accuracy)
-    return next((value for value in found if value is not None), None)
+    if self.validation_is_test:
+      return getattr(self, self.metric)
+    if self.validation_score is None and self.metric == 'accuracy':
+      return self.validation_accuracy
+    return self.validation_score
+
+  @property
+  def metric(self) -> str:
+    """Name of the metric of `score`."""
+    of_older_files = (name for name in ('matthews', 'f1') if getattr(self, name) is not None)
+    return self.judged_by or next(of_older_files, 'accuracy')
 
   @property
   def is_comparable(self) -> bool:

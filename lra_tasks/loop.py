@@ -162,8 +162,10 @@ class Loop:
         '%d training and %d validation sequences were longer than max_length=%d and were cut.',
         train['train_truncated'], metrics['eval_truncated'], self.fields['max_length'],
       )  # fmt: skip
-    score = metrics[f'eval_{self.judged_by}']
-    return {'accuracy': metrics['eval_accuracy'], 'loss': metrics['eval_loss'], 'score': score}
+    found = {name: metrics[f'eval_{name}'] for name in ('accuracy', 'loss')}
+    if self.judged_by != 'accuracy':
+      found['score'] = metrics[f'eval_{self.judged_by}']
+    return found
 
 
 def _is_due(step: int, every: int, total: int) -> bool:

@@ -6,3 +6,5 @@ PAPER_MODELS = (
   'transformer', 'linear_transformer', 'performer', 'rks', 'prf',
 )  # fmt: skip
 PAPER_TASKS = ('listops', 'text', 'retrieval', 'image')
+# Of Tables 3 and 13, which report the best of several learning rates.
+PAPER_SHORT_TASKS = ('sst2', 'mrpc', 'qqp', 'mnli', 'qnli', 'wnli', 'rte', 'cola')

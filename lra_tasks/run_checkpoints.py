@@ -73,6 +73,8 @@ class RunCheckpoints:
       ),
     )
     self._manager = ocp.CheckpointManager(self.directory, options=options)
+    # Here, as files are written in the background: all processes must decide alike.
+    self._metrics = self._read_metrics()
 
   def save(
     self, step: int, state: Any, data: grain.DatasetIterator, metrics: dict[str, float] | None
@@ -92,6 +94,7 @@ class RunCheckpoints:
       'extra': ocp.args.JsonSave({'crc32': checksum(state), 'data': data.get_state()}),
     }
     self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+    self._metrics[step] = metrics
 
   def restore_newest(self, like: Any, data: grain.DatasetIterator) -> tuple[int, Any] | None:
     """Return step and state of the newest sound checkpoint, and set `data` to its place.
@@ -154,15 +157,18 @@ class RunCheckpoints:
         os.rename(path, f'{path}.unreadable-{time.time_ns()}')
     parallel.all_agree(True)  # Nobody looks before this is done.
     self._manager.reload()
+    self._metrics = self._read_metrics()
+
+  def _read_metrics(self) -> dict[int, dict[str, float] | None]:
+    return {step: self._manager.metrics(step) for step in self._manager.all_steps()}
 
   def best_step(self) -> int | None:
-    """Return the step with the best validation accuracy (of equals the last), or None."""
+    """Return the step with the best validation metric (of equals the last), or None."""
     return best_step(self._manager)
 
   def is_wanted(self, metrics: dict[str, float]) -> bool:
     """Return whether a checkpoint would be kept as the best, or as the first to reach a figure."""
-    found = [self._manager.metrics(step) for step in self._manager.all_steps()]
-    found = [of_step for of_step in found if of_step is not None]
+    found = [of_step for of_step in self._metrics.values() if of_step is not None]
     is_best = all(ranking(metrics) >= ranking(of_step) for of_step in found)
     reached = max((of_step['accuracy'] for of_step in found), default=0.0)
     return is_best or any(reached < figure <= metrics['accuracy'] for figure in self._figures)

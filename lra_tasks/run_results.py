@@ -34,7 +34,7 @@ def results(
     eval_samples: draws of the frequencies per example.
   """
   config = description['config']
-  judged_by = get_task(config['task']).judged_by
+  judged_by = configuration.judged_by(config)
   final = means(sums, '')
   by_draw = sums['accuracy_by_draw'] / (sums['weight'] / eval_samples)
   at_best = [r for r in records if r['step'] == best_step]
@@ -63,6 +63,7 @@ def results(
     'steps': steps,
     'best_step': best_step,
     'validation_accuracy': at_best[-1]['eval_accuracy'] if at_best else None,
+    'judged_by': judged_by,
     'validation_score': at_best[-1].get(f'eval_{judged_by}') if at_best else None,
     'validation_is_test': description['validation_is_test'],
     'eval_samples': eval_samples,
@@ -85,7 +86,8 @@ def _metrics(
   description: Mapping[str, Any], sums: Mapping[str, np.ndarray]
 ) -> dict[str, float | None]:
   """Return all metrics beside accuracy, averaged over draws; None for those of other tasks."""
-  names, draws = get_task(description['config']['task']).metrics, sums.get('confusion_by_draw')
+  draws = sums.get('confusion_by_draw')  # None where masked ids were predicted.
+  names = () if draws is None else get_task(description['config']['task']).metrics
   return {
     name: metrics.mean_of_draws(name, draws) if name in names else None
     for name in metrics.METRICS

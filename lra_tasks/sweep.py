@@ -1,4 +1,4 @@
-"""Train many models on many tasks, one run after another, as time allows.
+"""Train many models on many tasks, one run after another or several at once, as time allows.
 
   python -m lra_tasks.sweep --tasks=listops,text --models=gmm_prf,fastfood_prf --seeds=0,1,2 \\
       --runs=runs --minutes=25
@@ -15,13 +15,14 @@ makes the runs of the first seed with each of the values, and those of the other
 that was best on validation. A value with which the run fails takes no part.
 
 Seeds come last, and before them the values that are tried, so that a first run of everything is
-there early. --gpus=0,1 makes runs on two GPUs at the same time, --runs_per_gpu several on each; the
-output of a training then goes to train.log in its directory. Several sweeps of one machine may
-share --runs, too: each takes what no other has taken.
+there early. --gpus=0,1 makes runs on two GPUs at the same time, --runs_per_gpu several on each;
+command and output of a training are then in train.log in its directory. Several sweeps of one
+machine may share --runs, too: each takes what no other has taken.
 
 --results_dir keeps the small files of finished runs (config, metrics, results) apart from
-checkpoints; what is there counts as finished. With --delete_checkpoints those runs leave nothing
-else: a hundred checkpoints of a large vocabulary take 50 GB.
+checkpoints; what is there counts as finished. With --delete_checkpoints finished runs lose theirs:
+those of a hundred runs with a large vocabulary take 50 GB. Such runs predict no more, and none can
+start from them.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   )  # fmt: skip
   define(
     flags.DEFINE_bool, 'delete_checkpoints', False,
-    'Delete the checkpoints of finished runs whose results are kept in --results_dir.',
+    'Delete the checkpoints of finished runs whose results are kept in --results_dir: not of runs '
+    'that others start from (--init_from).',
   )  # fmt: skip
   define(
     flags.DEFINE_list, 'gpus', [],

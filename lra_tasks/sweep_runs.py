@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import filecmp
 import logging
 import os
 import pathlib
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lra_tasks import parallel, rundir
@@ -33,6 +34,8 @@ _SAVING, _PATIENCE = 20, 120
 _POLL = 5
 # A lock beside that of the training, which takes its own a while after it was started.
 _LOCK = '.sweep_lock'
+# The share of a GPU's memory that JAX takes: its name and the former one, of which one may be set.
+_MEMORY = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
 # Of a training, where several are made at once: their lines would stand between each other's.
 _LOG = 'train.log'
 
@@ -126,8 +129,8 @@ def make_workers(gpus: Sequence[str], runs_per_gpu: int) -> list[Worker]:
   shared = {}
   if runs_per_gpu > 1:
     # JAX would take three quarters of the memory for the first run.
-    fraction = os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', f'{0.9 / runs_per_gpu:.3f}')
-    shared['XLA_PYTHON_CLIENT_MEM_FRACTION'] = fraction
+    if not any(name in os.environ for name in _MEMORY):
+      shared[_MEMORY[0]] = f'{0.9 / runs_per_gpu:.3f}'
     shared[parallel.SHARED_BY] = str(runs_per_gpu)
   workers = []
   for gpu in gpus or [None]:
@@ -173,6 +176,7 @@ class Sweep:
     self._deadline = deadline
     self._command = tuple(command)
     self._workers = tuple(workers)
+    self._several = len(self._workers) > 1
     self._processes: set[subprocess.Popen[bytes]] = set()
     self._stopped: set[subprocess.Popen[bytes]] = set()  # Those that were asked to.
     self._signal: int | None = None
@@ -197,11 +201,11 @@ class Sweep:
     """
     self.outcomes()
     with self._listening():
-      if len(self._workers) == 1:
-        self._work(self._workers[0])
-      else:
+      if self._several:
         with concurrent.futures.ThreadPoolExecutor(len(self._workers)) as pool:
           list(pool.map(self._work, self._workers))
+      else:
+        self._work(self._workers[0])
     return {job: self._at_end(job) for job in self._jobs}
 
   def _work(self, worker: Worker) -> None:
@@ -210,9 +214,8 @@ class Sweep:
     while found != before:
       before = dict(found)
       for i, job in enumerate(self._jobs):
-        if job not in self._failed:
-          title = f'Run {i + 1} of {len(self._jobs)}: {job.name}'
-          found[job] = self._attempt(job, worker, title)
+        title = f'Run {i + 1} of {len(self._jobs)}: {job.name}'
+        found[job] = self._failed.get(job) or self._attempt(job, worker, title)
       states = {outcome.state for outcome in found.values()}
       if 'undecided' not in states or self._signal or self._left() < _START:
         break
@@ -224,18 +227,21 @@ class Sweep:
     if job in self._failed:
       return self._failed[job]
     folder = self._runs / job.name
-    return _TAKEN if is_taken(folder) or is_taken(folder, _LOCK) else self._outcome(job)
+    if is_taken(folder) or is_taken(folder, _LOCK):
+      return _TAKEN
+    return self._guarded(job, lambda: self._outcome(job))
 
   def _attempt(self, job: Job, worker: Worker, title: str) -> Outcome:
     """Make one run, see `_take`; an error becomes an outcome."""
+    return self._guarded(job, lambda: self._take(job, worker, title))
+
+  def _guarded(self, job: Job, call: Callable[[], Outcome]) -> Outcome:
     try:
-      found = self._take(job, worker, title)
+      return call()
     except (OSError, ValueError) as error:
       logger.error('%s', error)
-      found = Outcome('failed', str(error).partition('\n')[0])
-    if found.state == 'failed':
-      self._failed[job] = found
-    return found
+      self._failed[job] = Outcome('failed', str(error).partition('\n')[0])
+      return self._failed[job]
 
   @property
   def exit_code(self) -> int:
@@ -283,10 +289,10 @@ class Sweep:
 
   def _make(self, job: Job, worker: Worker, title: str) -> Outcome:
     """Make a run that is locked."""
-    found = self._outcome(job)  # By now another worker may have finished it.
-    if found.state == 'finished':
+    # By now another worker may have made it.
+    found = self._failed.get(job) or self._outcome(job)
+    if found.state in ('failed', 'finished'):
       return found
-    several = len(self._workers) > 1
     label = f'{worker.label}: ' if worker.label else ''
     logger.info('%s%s', label, title)
     code, was_asked = self._train(job, worker)
@@ -294,9 +300,9 @@ class Sweep:
     if found.state == 'finished':
       self._keep(job)
     elif code and not was_asked:
-      where = str(self._runs / job.name / _LOG) if several else 'above'
-      found = Outcome('failed', f'with exit code {code}, see {where}')
-    if several:
+      where = str(self._runs / job.name / _LOG) if self._several else 'above'
+      found = self._failed[job] = Outcome('failed', f'with exit code {code}, see {where}')
+    if self._several:
       logger.info('%s%s: %s', label, job.name, ' '.join(found).rstrip())
     return found
 
@@ -308,12 +314,14 @@ class Sweep:
     folder = self._runs / job.name
     command = [*self._command, *job.flags(), f'--model_dir={folder}']
     command += self._options.get(job.task, ())
+    line = shlex.join(['python', *command[1:]])
     with contextlib.ExitStack() as stack:
       output = None
-      if len(self._workers) > 1:
-        output = stack.enter_context(open(folder / _LOG, 'ab'))
+      if self._several:
+        output = stack.enter_context(open(folder / _LOG, 'ab', buffering=0))
+        output.write(f'{line}\n'.encode())
       else:
-        logger.info('%s', shlex.join(['python', *command[1:]]))
+        logger.info('%s', line)
       # A session of its own: a Ctrl-C is passed on, once.
       process = subprocess.Popen(
         command,
@@ -357,7 +365,9 @@ class Sweep:
     with self._keeping:
       if not (target / 'results.json').exists():
         self._copy(source, target)
-    if self._delete_checkpoints:
+    # Beside what is kept, another run of that name may lie.
+    same = lambda name: filecmp.cmp(source / name, target / name, shallow=False)
+    if self._delete_checkpoints and all(map(same, KEPT_FILES)):
       shutil.rmtree(source / 'checkpoints', ignore_errors=True)
 
   def _copy(self, source: pathlib.Path, target: pathlib.Path) -> None:

@@ -145,7 +145,7 @@ def train(
       checkpoints=checkpoints,
       log=log,
       preemption=preemption,
-      judged_by=spec.judged_by,
+      judged_by=configuration.judged_by(fields),
     )
     if not test_only:
       step, state, at_end = loop.run(step, state, batches)

@@ -34,8 +34,8 @@ _LEGEND = {
   'answer': 'answer: yes or no where the difference is more than two standard errors, of three '
   'seeds or more.',
   'one draw': 'one draw: accuracy with a single draw; ours % is the mean over all.',
-  'best rate': 'best rate: of the learning rates that were run, the best on validation, all else '
-  'equal.',
+  'best rate': 'best rate: of the learning rates that were run with most seeds, the best on '
+  'validation, all else equal.',
   '(': '(…) start of config_id, where one model and preset was run with different configs.',
   '*': '* preset with fields changed on the command line; config.json has them. It is another '
   'experiment than the published one: no difference is given.',
@@ -45,7 +45,8 @@ _LEGEND = {
   'has no validation split): optimistic.',
   '§': '§ published for the full task; our data or split is not the same, so no difference is '
   'given.',
-  '¶': '¶ mean speed and largest memory over runs on different hardware.',
+  '¶': '¶ mean speed and largest memory over runs on different hardware, or of runs that shared '
+  'theirs.',
   '‖': '‖ speed and memory with a revision of the code that is not that of most rows of the table: '
   'not comparable with theirs, and left out of figures.',
   '◊': '◊ the runs were made by different revisions of the code.',
@@ -115,7 +116,10 @@ class Column(NamedTuple):
 
 
 _elsewhere = lambda row: row.comparable is False
-_OF_SPEED = {'¶': lambda row: len(row.values('device')) > 1, '‖': lambda row: row.other_revision}
+_OF_SPEED = {
+  '¶': lambda row: len(row.values('device')) > 1 or row.shared,
+  '‖': lambda row: row.other_revision,
+}
 _COLUMNS = (
   Column('model', lambda row: row.model, left=True),
   Column('preset', lambda row: row.preset, left=True),
@@ -133,7 +137,7 @@ _COLUMNS = (
   Column('params', lambda row: _span(row.values('parameters'), _size)),
   Column('/ base', lambda row: _number(row.parameter_ratio, '{:.3f}'),
          {'†': lambda row: row.breaks_lra_rule}),
-  Column('rate', lambda row: _number(row.rates and row.runs[0].learning_rate or None, '{:g}')),
+  Column('rate', lambda row: _number(row.runs[0].learning_rate, '{:g}') if row.rates else ''),
   Column('steps', lambda row: _span(row.values('steps'))),
   Column('steps/s', lambda row: _number(row.steps_per_second), _OF_SPEED),
   Column('peak GiB', lambda row: _number(row.peak_memory_bytes, scale=2**-30), _OF_SPEED),
@@ -238,8 +242,7 @@ def _rates_sheet(table: Table) -> Sheet:
       (Cell(row.model), Cell(row.preset), *cells, Cell(compact_seeds(row.rates[0].seeds)))
     )
   run = rows[0].runs[0]
-  metric = 'accuracy' if run.matthews is None else 'Matthews correlation'
-  metric = metric if run.f1 is None else 'F1'
+  metric = {'matthews': 'Matthews correlation', 'f1': 'F1'}.get(run.metric, run.metric)
   of_rates = [Heading(f'{rate:g}') for rate in headers]
   return Sheet(
     f'{table.task}: learning rates',

@@ -87,7 +87,7 @@ def mean_trade_off(overview: Overview) -> Any:
 def _circle(model: str, rows: Sequence[Row]) -> Circle | None:
   if any(row.peak_memory_bytes is None or row.steps_per_second is None for row in rows):
     return None  # A CPU does not count its memory.
-  if any(row.other_revision for row in rows):
+  if any(row.other_revision or row.shared for row in rows):
     return None
   return Circle(
     model,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from lra_tasks.finished import Run
+from lra_tasks.paper import PAPER_SHORT_TASKS
 from lra_tasks.reporting.results import load_published
 from lra_tasks.reporting.rows import Row, Table
 
@@ -87,10 +88,9 @@ def make_overview(tables: Iterable[Table], order: tuple[str, ...]) -> Overview |
     tables: of the report.
     order: models in the order of rows; others follow.
   """
-  names = {column.task for column in COLUMNS}
   found: dict[tuple[str, str, str], Row] = {}
   for table in tables:
-    if table.task in names and table.split == 'test':
+    if table.task in PAPER_SHORT_TASKS and table.split == 'test':
       for key, row in _by_model(table).items():
         found[(*key, table.task)] = row
   if not found:
@@ -118,7 +118,7 @@ def _by_model(table: Table) -> dict[tuple[str, str], Row]:
   for row in table.rows:
     if row.kind == 'run' and row.runs[0].preset in ('paper', 'paper*'):
       found.setdefault((row.model, _corpus(row.runs[0])), []).append(row)
-  order = lambda row: ('*' not in row.preset, len(row.rates))
+  order = lambda row: ('*' not in row.preset, len(row.rates), len(row.runs))
   return {key: max(rows, key=order) for key, rows in found.items()}
 
 

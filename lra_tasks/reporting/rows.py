@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lra_tasks.finished import Run, Unfinished
+from lra_tasks.paper import PAPER_SHORT_TASKS
 from lra_tasks.reporting import results
 from lra_tasks.reporting.results import Group, PublishedScore, Results
 
@@ -39,7 +40,7 @@ class Rate(NamedTuple):
   """
 
   learning_rate: float
-  preset: str | None
+  preset: str
   seeds: tuple[int, ...]
   score: float
 
@@ -68,6 +69,11 @@ class Row:
   peak_memory_bytes: int | None = None  # Largest of the runs.
   rates: tuple[Rate, ...] = ()  # The largest first; empty where only one was run.
   other_revision: bool = False  # Whether the code is not that of most rows: speeds do not compare.
+
+  @property
+  def shared(self) -> bool:
+    """Whether other runs shared the hardware: speeds are no measure of the model then."""
+    return any('shared by' in run.device for run in self.runs)
 
   @property
   def label(self) -> str:
@@ -170,9 +176,12 @@ def build_report(
   tables = []
   for key in sorted(groups, key=order):
     of_task = results.published_for(published, key[0], external)
-    ours, passed_over = _choose_rates(_our_rows(groups[key], of_task))
+    ours = _our_rows(groups[key], of_task)
+    # On GLUE the paper reports the best of several; elsewhere a changed rate is another experiment.
+    ours, passed_over = _choose_rates(ours) if key[0] in PAPER_SHORT_TASKS else (ours, ())
+    ours = _tell_apart(_mark_revisions(ours))
     rest = _other_rows(ours, of_task, which == 'all')
-    tables.append(Table(*key, (*ours, *rest), passed_over))
+    tables.append(Table(*key, (*ours, *rest), _tell_apart(passed_over)))
   return Report(tuple(tables), found.unfinished)
 
 
@@ -185,30 +194,40 @@ def _our_rows(
 ) -> list[Row]:
   """Return our rows, best first, presets without what tells configs apart."""
   rows = [_run_row(group, published.get(group.runs[0].model, {})) for group in groups]
-  return sorted(_mark_revisions(rows), key=lambda row: (-row.accuracy, row.label))
+  return sorted(rows, key=_order)
 
 
-def _choose_rates(rows: Sequence[Row]) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+def _order(row: Row) -> tuple[float, str]:
+  return -row.accuracy, row.label
+
+
+def _choose_rates(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
   """Return rows with the learning rates that are best on validation, and those passed over.
 
-  Of the rates with most seeds, it is the one with the best mean. Labels then tell all rows apart.
+  Of the rates with most seeds, it is the one with the best mean.
   """
   groups = collections.defaultdict(list)
   for row in rows:
     groups[row.model, row.runs[0].rates_id or row.runs[0].config_id].append(row)
   chosen, passed_over = [], []
   for members in groups.values():
-    rates = _rates(members)
+    comparable = _with_a_common_seed(members)
+    rates = _rates(comparable)
     if rates:
-      best = max(members, key=lambda row: (len(row.runs), mean(run.score for run in row.runs)))
-      plain = [rate.preset for rate in rates if '*' not in (rate.preset or '*')]
-      label = f'{(plain or [best.preset])[0]}, best rate'
-      chosen.append(dataclasses.replace(best, rates=rates, preset=label))
-      passed_over += [row for row in members if row is not best]
-    else:
-      chosen += members
-  chosen.sort(key=lambda row: (-row.accuracy, row.label))
-  return _tell_apart(chosen), _tell_apart(passed_over)
+      best = max(comparable, key=lambda row: (len(row.runs), mean(run.score for run in row.runs)))
+      plain = next((rate.preset for rate in rates if not rate.preset.endswith('*')), best.preset)
+      chosen.append(dataclasses.replace(best, rates=rates, preset=f'{plain}, best rate'))
+      passed_over += [row for row in comparable if row is not best]
+      members = [row for row in members if row not in comparable]
+    chosen += members
+  return sorted(chosen, key=_order), passed_over
+
+
+def _with_a_common_seed(rows: Sequence[Row]) -> list[Row]:
+  """Return the rows that have the seed, the smallest of several, that most of them have."""
+  counts = collections.Counter(run.seed for row in rows for run in row.runs)
+  seed = min(counts, key=lambda seed: (-counts[seed], seed))
+  return [row for row in rows if any(run.seed == seed for run in row.runs)]
 
 
 def _rates(rows: Sequence[Row]) -> tuple[Rate, ...]:
@@ -218,14 +237,11 @@ def _rates(rows: Sequence[Row]) -> tuple[Rate, ...]:
   if len(by_rate) < max(len(rows), 2) or {None} & {*by_rate, *scores}:
     return ()
   shared = set.intersection(*({run.seed for run in row.runs} for row in rows))
-  seeds = tuple(sorted(shared))
-  if not seeds:
-    return ()
   return tuple(
     Rate(
       rate,
-      row.runs[0].preset,
-      seeds,
+      row.runs[0].preset or '',
+      tuple(sorted(shared)),
       statistics.fmean(run.score for run in row.runs if run.seed in shared),
     )
     for rate, row in sorted(by_rate.items(), reverse=True)

@@ -103,6 +103,14 @@ def test_fine_tuning_has_vocabulary_and_encoder_of_the_pretraining(
 
 
 @pytest.mark.slow
+def test_masked_ids_of_a_task_with_a_metric_of_its_own(shared, source, tmp_path):
+  options = FIELDS | {'objective': 'masked'}
+  found = run(shared, tmp_path, source, 'glue', f'{MODEL},cola,tiny', **options)
+  assert (found['judged_by'], found['matthews'], found['f1']) == ('accuracy', None, None)
+  assert found['validation_score'] == found['validation_accuracy']
+
+
+@pytest.mark.slow
 def test_pairs_from_scratch(shared, source, tmp_path):
   options = FIELDS | {'hidden_dim': 16, 'activation': 'tanh'}
   found = run(shared, tmp_path, source, 'glue', f'{MODEL},rte,tiny', **options)

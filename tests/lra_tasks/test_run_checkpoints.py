@@ -65,6 +65,18 @@ def test_the_score_ranks_and_the_accuracy_is_reached(tmp_path):
   assert not again.is_wanted({'accuracy': 0.79, 'score': 0.94})
 
 
+def test_checkpoints_of_earlier_versions_have_no_score_and_come_last(tmp_path):
+  save(tmp_path, [(1, 0.9), (2, 0.8)])
+  checkpoints, data = RunCheckpoints(tmp_path), make_data()
+  for step, score in ((3, -0.1), (4, 0.2), (5, 0.1), (6, 0.1)):
+    metrics = {'accuracy': 0.5, 'score': score}
+    assert checkpoints.is_wanted(metrics) == (step < 5)
+    checkpoints.save(step, make_state(step), data, metrics)
+  checkpoints.close()
+  assert steps_in(tmp_path) == [4, 5, 6]
+  assert RunCheckpoints(tmp_path).best_step() == 4
+
+
 def test_of_equal_checkpoints_the_last_is_the_best(tmp_path):
   save(tmp_path, [(1, 0.5), (2, 0.5), (3, 0.4)])
   assert RunCheckpoints(tmp_path).best_step() == 2

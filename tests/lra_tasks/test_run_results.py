@@ -14,6 +14,7 @@ def test_results_tell_draws_apart(tmp_path):
     'sessions': [{'device': 'x', 'git_revision': r} for r in ('a', 'b', 'a')],
     'config': {
       'task': 'mrpc', 'model_type': 'm', 'preset': 'p', 'random_seed': 3, 'learning_rate': 0.1,
+      'objective': 'classify',
     },
   }  # fmt: skip
   sums = {
@@ -37,6 +38,7 @@ def test_results_tell_draws_apart(tmp_path):
     about, sums, [record | {'wall_time_seconds': 1.0}], eval_samples=4, **best
   )
   assert (at_best['validation_accuracy'], at_best['validation_score']) == (0.5, 0.25)
+  assert at_best['judged_by'] == 'f1'
   assert (found['device'], found['git_revision']) == ('x', 'a, b')
   assert found['accuracy_sd_of_draws'] == pytest.approx(np.sqrt(2.75 / 3) / 4)  # Of 1, 2, 3, 3.
   votes = VoteMetrics(0.5, 0.25, 0.1, float('inf'))

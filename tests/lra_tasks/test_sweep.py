@@ -16,7 +16,7 @@ from lra_tasks import files, sweep, sweep_runs
 from lra_tasks.finished import parse_run
 from lra_tasks.sweep import render
 from lra_tasks.sweep_jobs import make_jobs
-from lra_tasks.sweep_runs import Outcome, Sweep, make_workers
+from lra_tasks.sweep_runs import Sweep, make_workers
 
 CONFIGS = str(ROOT / 'configs')
 
@@ -216,12 +216,14 @@ def test_what_is_judged_by_a_metric_of_its_own_is_chosen_by_it():
   )
   assert score(matthews=0.25) == 0.25
   assert score(f1=0.75) == 0.75
+  assert score(f1=0.75, judged_by='accuracy') == 0.5
   assert score() == 0.5
   # Of a split that was held out, what was found there.
   assert score(validation_is_test=False) == 0.6
   assert score(validation_is_test=False, validation_score=-0.1, matthews=0.25) == -0.1
-  with pytest.raises(ValueError, match='file has no score on the validation split'):
-    score(validation_is_test=False, validation_accuracy=None)
+  for lacking in ({'validation_accuracy': None}, {'f1': 0.75}, {'judged_by': 'f1'}):
+    with pytest.raises(ValueError, match='file has no score on the validation split'):
+      score(validation_is_test=False, **lacking)
 
 
 def test_changes_are_in_names_flags_and_fields():
@@ -338,14 +340,14 @@ def test_several_runs_at_once(trial, monkeypatch):
     'import json, os, pathlib, sys, time\n'
     'flags = dict(argument[2:].split("=", 1) for argument in sys.argv[1:])\n'
     'folder = pathlib.Path(flags["model_dir"])\n'
-    'names = ["CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION"]\n'
+    'names = ["CUDA_VISIBLE_DEVICES", "XLA_CLIENT_MEM_FRACTION"]\n'
     'names += ["KL_FLAX_RUNS_PER_DEVICE"]\n'
     '(folder / "given").write_text(" ".join(os.environ.get(name, "-") for name in names))\n'
     'print("some output")\n'
     'while len(list(folder.parent.glob("*/given"))) < 2: time.sleep(0.01)\n'
     'sys.exit("prf" in folder.name and 3)\n'
   )
-  for name in ('CUDA_VISIBLE_DEVICES', 'XLA_PYTHON_CLIENT_MEM_FRACTION'):
+  for name in ('CUDA_VISIBLE_DEVICES', *sweep_runs._MEMORY):
     monkeypatch.delenv(name, raising=False)
   jobs = jobs_of('gmm_rks', 'prf')
   own = Sweep(
@@ -376,6 +378,44 @@ def test_several_workers_make_each_run_once(trial):
   assert rates_of(jobs, found)[3:] == [
     (3, '0.1', 'passed over'), (3, '0.2', 'finished'), (3, '0.3', 'passed over'),
   ]  # fmt: skip
+
+
+def test_a_run_that_fails_is_made_by_one_worker(trial, monkeypatch):
+  original = Sweep._outcome
+
+  def late(self, job):
+    found = original(self, job)
+    time.sleep(0.05)  # Meanwhile the other worker has made it.
+    return found
+
+  monkeypatch.setattr(Sweep, '_outcome', late)
+  monkeypatch.setattr(sweep_runs, '_POLL', 0.05)
+  jobs = jobs_of('prf', seeds=(0, 1), tried='learning_rate=0.1,0.2')
+  found = trial.sweep(jobs, workers=make_workers([], 2)).run()
+  assert [outcome.state for outcome in found.values()] == 2 * ['failed'] + 2 * ['undecided']
+  assert trial.calls() == ['prf', 'prf']
+
+
+def test_time_and_signals_are_for_all_workers(trial):
+  jobs = jobs_of('rks', seeds=(0, 1))
+  workers = make_workers([], 2)
+  found = trial.sweep(jobs, workers=workers, deadline=time.monotonic() + 2).run()
+  assert [outcome.state for outcome in found.values()] == ['stopped'] * 2
+  for job in jobs:
+    (trial.runs / job.name / 'metrics.jsonl').unlink()
+  own = trial.sweep(jobs, workers=workers)
+  ready = [trial.runs / job.name / 'ready' for job in jobs]
+  for path in ready:
+    path.unlink()
+
+  def interrupt():
+    while not all(path.exists() for path in ready):
+      time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+  threading.Thread(target=interrupt).start()
+  assert [outcome.state for outcome in own.run().values()] == ['stopped'] * 2
+  assert own.exit_code == 130
 
 
 def test_workers_of_gpus():
@@ -416,6 +456,17 @@ def test_checkpoints_of_what_is_kept_can_be_deleted(trial, tmp_path):
   trial.states(jobs, results_dir=str(kept), delete_checkpoints=True)
   assert [path.exists() for path in checkpoints] == [False, True]  # The second one has failed.
   assert (trial.runs / jobs[0].name / 'results.json').exists()
+
+
+def test_checkpoints_of_a_run_that_is_not_the_kept_one_stay(trial, tmp_path):
+  (job,) = jobs_of('gmm_prf')
+  kept = {'results_dir': str(tmp_path / 'results')}
+  assert trial.states([job], **kept) == ['finished']
+  path = trial.runs / job.name / 'results.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'accuracy': 0.5}))
+  (path.parent / 'checkpoints').mkdir()
+  assert trial.states([job], delete_checkpoints=True, **kept) == ['finished']
+  assert (path.parent / 'checkpoints').exists()
 
 
 def test_what_was_finished_before_is_kept_too(trial, tmp_path):
@@ -469,6 +520,19 @@ def test_one_that_gets_in_the_way_later_fails_alone(trial, monkeypatch):
   assert 'damaged JSON' in found[jobs[0]].remark
 
 
+def test_what_is_damaged_at_the_end_leaves_the_others(trial, monkeypatch):
+  jobs = jobs_of('gmm_prf', 'transformer')
+  own = trial.sweep(jobs)
+  original = own._work
+
+  def work(worker):
+    original(worker)
+    (trial.runs / jobs[0].name / 'config.json').write_text('{')
+
+  monkeypatch.setattr(own, '_work', work)
+  assert [outcome.state for outcome in own.run().values()] == ['failed', 'finished']
+
+
 @pytest.mark.parametrize('name', ['.lock', '.sweep_lock'])
 def test_sweeps_share_the_runs(trial, name):
   jobs = jobs_of('gmm_prf', 'transformer')
@@ -477,14 +541,20 @@ def test_sweeps_share_the_runs(trial, name):
   assert trial.states(jobs) == ['finished'] * 2
 
 
-def test_what_another_sweep_has_made_meanwhile_is_not_made_again(trial):
+def test_what_another_sweep_has_made_meanwhile_is_not_made_again(trial, monkeypatch):
   jobs = jobs_of('gmm_prf', 'transformer')
-  trial.states(jobs[1:])
-  trial.calls()
-  own = trial.sweep(jobs)
-  own.outcomes = lambda: {job: Outcome('waiting') for job in jobs}
+  own, original, made = trial.sweep(jobs), sweep_runs.lock, []
+  other = Sweep(jobs[:1], runs=str(trial.runs), command=own._command)
+
+  def lock(*arguments, **options):
+    if not made:  # This sweep has seen that the run is waiting, and is about to take it.
+      made.append(True)
+      assert [outcome.state for outcome in other.run().values()] == ['finished']
+    return original(*arguments, **options)
+
+  monkeypatch.setattr(sweep_runs, 'lock', lock)
   assert [outcome.state for outcome in own.run().values()] == ['finished'] * 2
-  assert trial.calls() == ['gmm_prf']
+  assert trial.calls() == ['gmm_prf', 'transformer']
 
 
 def run(capsys, *arguments):

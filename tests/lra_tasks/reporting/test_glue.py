@@ -92,6 +92,44 @@ def test_a_table_shows_the_best_rate_and_another_all_of_them():
                    ('gmm_prf', '0.0001')]  # fmt: skip
 
 
+def test_rates_without_a_common_seed_do_not_compete():
+  built = make_report(
+    run_of('cola', rate=1e-4, accuracy=0.69, matthews=0.0, seed=0),
+    run_of('cola', rate=5e-4, accuracy=0.60, matthews=0.12, seed=0),
+    run_of('cola', rate=2e-3, accuracy=0.50, matthews=0.5, seed=7),
+  )
+  (table,) = built.tables
+  ours = [row for row in table.rows if row.kind == 'run']
+  assert [row.preset for row in ours] == ['paper*, best rate', 'paper*']
+  assert [rate.learning_rate for rate in ours[0].rates] == [5e-4, 1e-4]
+  (score,) = overview(
+    *(run for row in (*ours, *table.passed_over) for run in row.runs)
+  ).scores.values()
+  assert score.value == 0.12
+
+
+def test_revisions_are_compared_among_rows_that_are_shown():
+  revision = lambda rate: 'new' if rate == 5e-4 else 'old'
+  runs = [
+    run_of('sst2', model=model, rate=rate, accuracy=rate, git_revision=revision(rate))
+    for model in ('prf', 'rks')
+    for rate in (5e-4, 1e-4, 2e-5)
+  ]
+  (table,) = make_report(*runs).tables
+  assert [row.other_revision for row in table.rows if row.kind == 'run'] == [False, False]
+
+
+def test_elsewhere_a_changed_rate_is_another_experiment():
+  built = make_report(
+    make_run('a', rates_id='r', learning_rate=5e-3),
+    make_run('b', rates_id='r', learning_rate=1e-3, preset='paper*', config_id='b', accuracy=0.4),
+  )
+  (table,) = built.tables
+  labels = [(row.preset, row.rates) for row in table.rows if row.kind == 'run']
+  assert labels == [('paper*', ()), ('paper', ())]
+  assert table.rows[1].difference is not None
+
+
 def test_metrics_of_one_task_are_those_of_the_same_runs():
   """MRPC's learning rate is that of its F1."""
   found = overview(
