@@ -90,8 +90,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   )  # fmt: skip
   define(
     flags.DEFINE_bool, 'delete_checkpoints', False,
-    'Delete the checkpoints of finished runs whose results are kept in --results_dir: not of runs '
-    'that others start from (--init_from).',
+    'Delete the checkpoints of finished runs whose results are kept in --results_dir. Not for runs '
+    'that others are to start from.',
   )  # fmt: skip
   define(
     flags.DEFINE_list, 'gpus', [],

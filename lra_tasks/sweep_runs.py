@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from lra_tasks import parallel, rundir
 from lra_tasks.files import is_taken, lock
-from lra_tasks.finished import Run, read_description, read_folder
+from lra_tasks.finished import Run, Unfinished, read_description, read_folder
 from lra_tasks.sweep_jobs import Job
 
 logger = logging.getLogger('lra_tasks.sweep')
@@ -32,6 +32,8 @@ _START = 30
 _SAVING, _PATIENCE = 20, 120
 # Between two looks at what other sweeps have finished.
 _POLL = 5
+# Between two lines about runs that are made at once.
+_REPORT = 60
 # A lock beside that of the training, which takes its own a while after it was started.
 _LOCK = '.sweep_lock'
 # The share of a GPU's memory that JAX takes: its name and the former one, of which one may be set.
@@ -177,7 +179,7 @@ class Sweep:
     self._command = tuple(command)
     self._workers = tuple(workers)
     self._several = len(self._workers) > 1
-    self._processes: set[subprocess.Popen[bytes]] = set()
+    self._processes: dict[subprocess.Popen[bytes], Job] = {}
     self._stopped: set[subprocess.Popen[bytes]] = set()  # Those that were asked to.
     self._signal: int | None = None
     self._failed: dict[Job, Outcome] = {}
@@ -202,11 +204,37 @@ class Sweep:
     self.outcomes()
     with self._listening():
       if self._several:
-        with concurrent.futures.ThreadPoolExecutor(len(self._workers)) as pool:
-          list(pool.map(self._work, self._workers))
+        self._work_together()
       else:
         self._work(self._workers[0])
     return {job: self._at_end(job) for job in self._jobs}
+
+  def _work_together(self) -> None:
+    with concurrent.futures.ThreadPoolExecutor(len(self._workers)) as pool:
+      futures = [pool.submit(self._work, worker) for worker in self._workers]
+      while concurrent.futures.wait(futures, _REPORT).not_done:
+        self._report()
+    for future in futures:
+      future.result()
+
+  def _report(self) -> None:
+    """Say how far the runs are whose output nobody sees."""
+    is_finished = lambda job: any(
+      (folder / job.name / 'results.json').exists() for folder in self._directories()
+    )
+    running = [f'{job.name} {self._place(job)}' for job in tuple(self._processes.values())]
+    logger.info(
+      '%d of %d runs are finished; under way: %s',
+      sum(map(is_finished, self._jobs)), len(self._jobs), '; '.join(running) or 'none',
+    )  # fmt: skip
+
+  def _place(self, job: Job) -> str:
+    try:
+      found = read_folder(self._runs / job.name)
+    except (OSError, ValueError) as error:  # The run itself, or its end, will say it too.
+      return str(error)
+    step = found.step if isinstance(found, Unfinished) else None
+    return f'after step {step:,}' if step else 'before an evaluation'
 
   def _work(self, worker: Worker) -> None:
     """Make what other workers, here or in another sweep, leave to this one."""
@@ -330,14 +358,14 @@ class Sweep:
         stdout=output,
         stderr=output,
       )
-      self._processes.add(process)
+      self._processes[process] = job
       try:
         return self._wait(process), process in self._stopped
       finally:
         if process.poll() is None:
           process.kill()
           process.wait()
-        self._processes.discard(process)
+        del self._processes[process]
         self._stopped.discard(process)
 
   def _wait(self, process: subprocess.Popen[bytes]) -> int:

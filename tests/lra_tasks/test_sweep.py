@@ -396,11 +396,16 @@ def test_a_run_that_fails_is_made_by_one_worker(trial, monkeypatch):
   assert trial.calls() == ['prf', 'prf']
 
 
-def test_time_and_signals_are_for_all_workers(trial):
+def test_time_and_signals_are_for_all_workers(trial, monkeypatch, caplog):
+  monkeypatch.setattr(sweep_runs, '_REPORT', 0.5)
+  caplog.set_level('INFO')
   jobs = jobs_of('rks', seeds=(0, 1))
   workers = make_workers([], 2)
   found = trial.sweep(jobs, workers=workers, deadline=time.monotonic() + 2).run()
   assert [outcome.state for outcome in found.values()] == ['stopped'] * 2
+  line = max((text for text in caplog.messages if 'under way' in text), key=len)
+  assert line.startswith('0 of 2 runs are finished; under way: listops/rks_tiny_seed')
+  assert line.count('before an evaluation') == 2
   for job in jobs:
     (trial.runs / job.name / 'metrics.jsonl').unlink()
   own = trial.sweep(jobs, workers=workers)
