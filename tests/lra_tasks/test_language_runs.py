@@ -75,6 +75,26 @@ def pretrained(shared, source):
   return directory
 
 
+@pytest.mark.slow
+def test_masked_words_are_learned_from_those_around_them(shared, tmp_path):
+  """Lines count in steps of 1, 3 or 7: a word alone says nothing of its neighbour."""
+  rng, names = np.random.default_rng(0), [f'word{chr(97 + i)}' for i in range(20)]
+  lines = [
+    ' '.join(names[(start + step * i) % 20] for i in range(30))
+    for start, step in zip(rng.integers(0, 20, 4000), rng.choice([1, 3, 7], 4000), strict=True)
+  ]
+  (tmp_path / 'text.txt').write_text(' .\n'.join(lines) + '\n')
+  sizes = {'emb_dim': 64, 'qkv_dim': 64, 'mlp_dim': 128, 'num_heads': 4, 'num_layers': 2}
+  steps = {'num_train_steps': 500, 'eval_frequency': 500, 'checkpoint_freq': 500, 'warmup': 50}
+  options = sizes | steps | {'batch_size': 16, 'learning_rate': 2e-3, 'dropout_rate': 0.0}
+  data = resolve(configuration.load('configs/wikitext.py:transformer,tiny'))['data']
+  options |= {'max_length': 31, 'data': data | {'max_length': 32}}
+  source = tmp_path / 'text.txt'
+  found = run(shared, tmp_path / 'run', source, 'wikitext', 'transformer,tiny', **options)
+  assert found['majority_class'] > 0.05
+  assert found['accuracy'] > 2 * found['majority_class']
+
+
 def test_fine_tuning_has_vocabulary_and_encoder_of_the_pretraining(
   shared, source, pretrained, tmp_path
 ):
