@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 import os
 from collections.abc import Sequence
@@ -52,10 +53,15 @@ class Job(NamedTuple):
       FileNotFoundError: if the run that it starts from is not there.
       ValueError: for fields or values that do not exist.
     """
-    changes = {name: _literal(value) for name, value in self.changes}
-    config = configuration.load(self.config, changes | {'random_seed': self.seed})
-    fields = configuration.resolve(config)
-    return fields | ({'pretrained': Pretrained(self.init_from).label} if self.init_from else {})
+    return dict(_fields(self))
+
+
+@functools.cache  # Sweeps ask for it each time that they look at a run.
+def _fields(job: Job) -> dict[str, Any]:
+  changes = {name: _literal(value) for name, value in job.changes}
+  config = configuration.load(job.config, changes | {'random_seed': job.seed})
+  fields = configuration.resolve(config)
+  return fields | ({'pretrained': Pretrained(job.init_from).label} if job.init_from else {})
 
 
 def _literal(text: str) -> Any:
