@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import rich.console
@@ -25,6 +27,22 @@ flags.disclaim_key_flags()
 logger = logging.getLogger(__name__)
 
 _SECONDS_PER_LOG = 10
+
+
+@contextlib.contextmanager
+def handle_signals(numbers: Iterable[int], handler: Callable[[int, Any], None]) -> Iterator[None]:
+  """Have signals call a function, until the end of the block.
+
+  Only the main thread gets signals: in others nothing changes.
+  """
+  before = {}
+  if threading.current_thread() is threading.main_thread():
+    before = {number: signal.signal(number, handler) for number in numbers}
+  try:
+    yield
+  finally:
+    for number, former in before.items():
+      signal.signal(number, former)
 
 
 def set_up_logging() -> None:

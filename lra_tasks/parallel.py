@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import signal
-import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from lra_tasks.console import handle_signals
 from lra_tasks.data.pipeline import Share
 from lra_tasks.steps import AXIS
 
@@ -172,18 +173,16 @@ class Preemption:
 
   def __init__(self) -> None:
     self.signal: int | None = None
-    self._before: dict[int, Any] = {}
+    self._listening = contextlib.ExitStack()
 
   def __enter__(self) -> Preemption:
     """Listen, until the end of the block."""
-    if threading.current_thread() is threading.main_thread():
-      self._before = {number: signal.signal(number, self._note) for number in own_signals()}
+    self._listening.enter_context(handle_signals(own_signals(), self._note))
     return self
 
   def __exit__(self, *error: object) -> None:
     """Give the signals back."""
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
+    self._listening.close()
 
   def _note(self, number: int, frame: Any) -> None:
     del frame

@@ -15,10 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lra_tasks import parallel, rundir
+from lra_tasks.console import handle_signals
 from lra_tasks.files import is_taken, lock
 from lra_tasks.finished import Run, Unfinished, read_description, read_folder
 from lra_tasks.sweep_jobs import Job
@@ -74,10 +75,13 @@ def outcome_of(job: Job, directories: Sequence[pathlib.Path]) -> Outcome:
     if isinstance(found, Run):
       other = '' if found.comparable else f' of {found.dataset}'
       return Outcome('finished', f'{100 * found.accuracy:.2f} % on {found.split}{other}')
-    outcome = Outcome(
-      'stopped', f'at step {found.step:,}' if found.step else 'before an evaluation'
-    )
+    outcome = Outcome('stopped', _place(found))
   return outcome
+
+
+def _place(run: Unfinished | None) -> str:
+  """Return how far a run got; None is one that has just begun."""
+  return f'at step {run.step:,}' if run and run.step else 'before an evaluation'
 
 
 def _check_same(job: Job, folder: pathlib.Path, stored: Mapping[str, Any]) -> None:
@@ -202,7 +206,7 @@ class Sweep:
       ValueError: likewise.
     """
     self.outcomes()
-    with self._listening():
+    with handle_signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), self._note):
       if self._several:
         self._work_together()
       else:
@@ -222,19 +226,18 @@ class Sweep:
     is_finished = lambda job: any(
       (folder / job.name / 'results.json').exists() for folder in self._directories()
     )
-    running = [f'{job.name} {self._place(job)}' for job in tuple(self._processes.values())]
+    running = [f'{job.name} {self._place_of(job)}' for job in tuple(self._processes.values())]
     logger.info(
       '%d of %d runs are finished; under way: %s',
       sum(map(is_finished, self._jobs)), len(self._jobs), '; '.join(running) or 'none',
     )  # fmt: skip
 
-  def _place(self, job: Job) -> str:
+  def _place_of(self, job: Job) -> str:
     try:
       found = read_folder(self._runs / job.name)
     except (OSError, ValueError) as error:  # The run itself, or its end, will say it too.
       return str(error)
-    step = found.step if isinstance(found, Unfinished) else None
-    return f'after step {step:,}' if step else 'before an evaluation'
+    return 'at its end' if isinstance(found, Run) else _place(found)
 
   def _work(self, worker: Worker) -> None:
     """Make what other workers, here or in another sweep, leave to this one."""
@@ -405,16 +408,6 @@ class Sweep:
       shutil.copyfile(source / name, partial / name)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
-
-  @contextlib.contextmanager
-  def _listening(self) -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, self._note) for number in numbers}
-    try:
-      yield
-    finally:
-      for number, handler in before.items():
-        signal.signal(number, handler)
 
   def _note(self, number: int, frame: Any) -> None:
     del frame

@@ -16,7 +16,6 @@ import re
 import shutil
 import signal
 import tempfile
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
@@ -31,7 +30,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from kl_flax.tokenizers import Tokenizer
 from lra_tasks import files
-from lra_tasks.console import show_progress
+from lra_tasks.console import handle_signals, show_progress
 from lra_tasks.data import records, sources
 
 logger = logging.getLogger(__name__)
@@ -337,20 +336,14 @@ def _delete_leftovers(builder: Builder) -> None:
       shutil.rmtree(path)
 
 
-@contextlib.contextmanager
-def interruptible(signals: Iterable[int] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[None]:
+def interruptible(
+  signals: Iterable[int] = (signal.SIGINT, signal.SIGTERM),
+) -> contextlib.AbstractContextManager[None]:
   """Let signals raise KeyboardInterrupt, so that nothing half-prepared stays.
 
   By itself, SIGTERM ends a process as it stands, and SIGINT is ignored in a shell's background.
   """
-  before = {}
-  if threading.current_thread() is threading.main_thread():
-    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
-  try:
-    yield
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
+  return handle_signals(signals, signal.default_int_handler)
 
 
 def _is_prepared(builder: Builder) -> bool:

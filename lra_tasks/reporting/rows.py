@@ -176,7 +176,8 @@ def build_report(
   tables = []
   for key in sorted(groups, key=order):
     of_task = results.published_for(published, key[0], external)
-    ours = _our_rows(groups[key], of_task)
+    rows = (_run_row(group, of_task.get(group.runs[0].model, {})) for group in groups[key])
+    ours = sorted(rows, key=_place)
     # On GLUE the paper reports the best of several; elsewhere a changed rate is another experiment.
     ours, passed_over = _choose_rates(ours) if key[0] in PAPER_SHORT_TASKS else (ours, ())
     ours = _tell_apart(_mark_revisions(ours))
@@ -189,15 +190,8 @@ def _rank(task: str) -> int:
   return LRA_TASKS.index(task) if task in LRA_TASKS else len(LRA_TASKS)
 
 
-def _our_rows(
-  groups: Sequence[Group], published: Mapping[str, Mapping[str, PublishedScore]]
-) -> list[Row]:
-  """Return our rows, best first, presets without what tells configs apart."""
-  rows = [_run_row(group, published.get(group.runs[0].model, {})) for group in groups]
-  return sorted(rows, key=_order)
-
-
-def _order(row: Row) -> tuple[float, str]:
+def _place(row: Row) -> tuple[float, str]:
+  """Return what rows of ours are sorted by: best first."""
   return -row.accuracy, row.label
 
 
@@ -214,13 +208,19 @@ def _choose_rates(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     comparable = _with_a_common_seed(members)
     rates = _rates(comparable)
     if rates:
-      best = max(comparable, key=lambda row: (len(row.runs), mean(run.score for run in row.runs)))
+      best = max(comparable, key=_quality)
       plain = next((rate.preset for rate in rates if not rate.preset.endswith('*')), best.preset)
       chosen.append(dataclasses.replace(best, rates=rates, preset=f'{plain}, best rate'))
       passed_over += [row for row in comparable if row is not best]
       members = [row for row in members if row not in comparable]
     chosen += members
-  return sorted(chosen, key=_order), passed_over
+  return sorted(chosen, key=_place), passed_over
+
+
+def _quality(row: Row) -> tuple[int, float, float]:
+  """Return what the best of several learning rates has most of; of equals, the largest rate."""
+  score = statistics.fmean(run.score for run in row.runs)
+  return len(row.runs), score, row.runs[0].learning_rate
 
 
 def _with_a_common_seed(rows: Sequence[Row]) -> list[Row]:

@@ -80,9 +80,9 @@ def render_csv(report: Report) -> str:
   """Return the report as CSV with raw numbers; all accuracies are fractions.
 
   Lines of kind 'run' and 'majority' are the rows of the tables, and those of learning rates that
-  tables leave out. Each published score that is shown
-  is a line of kind 'published' with its source, also where its model was run. Several values of one
-  cell are separated by blanks, or by semicolons if they are text.
+  tables leave out. Each published score that is shown is a line of kind 'published' with its
+  source, also where its model was run. Several values of one cell are separated by blanks, or by
+  semicolons if they are text.
   """
   file = io.StringIO()
   writer = csv.DictWriter(file, _CSV_COLUMNS, lineterminator='\n')
