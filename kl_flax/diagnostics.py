@@ -12,6 +12,7 @@ covariance S Sᵀ; m is the number of noise vectors of each component.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -33,12 +34,12 @@ class Estimate(NamedTuple):
   Attributes:
     scaled_kernel: float64[n], its expectation, the exact kernel, over exp(log_scale).
     relative_error: float64[n], root mean squared error over |kernel|; it stays meaningful where
-      the kernel itself is too small for a float.
+      the kernel itself is too small for a float. None where the kernel alone is known.
     log_scale: float64[n]; 0 for Fourier features.
   """
 
   scaled_kernel: np.ndarray
-  relative_error: np.ndarray
+  relative_error: np.ndarray | None
   log_scale: np.ndarray
 
   @property
@@ -279,11 +280,12 @@ def approximation_report(
   mean = np.mean(estimates, axis=0)
   if exact[0] is not None:
     mean = np.stack([e.scaled_kernel for e in exact])
-  has_closed_form = exact[0] is not None and not _is_gaussian(sampler)
   return ApproximationReport(
     np.exp(log_scale) * mean,
     np.sqrt(np.mean((estimates / mean - 1) ** 2, axis=0)),
-    np.stack([e.relative_error for e in exact]) if has_closed_form else None,
+    None
+    if exact[0] is None or exact[0].relative_error is None
+    else np.stack([e.relative_error for e in exact]),
     num_draws,
     np.array([_typical_norm(q[h] + k[h], params, h) for h in range(num_heads)]),
   )
@@ -350,7 +352,7 @@ def spectral_mixture(
   Weights of stretched draws are taken into account. None where it is no Gaussian mixture; that of
   `StructuredOrthogonal` without learned diagonals is only near to what is returned, N(0, I).
   """
-  if isinstance(sampler, Gaussian) or _is_gaussian(sampler):
+  if isinstance(sampler, Gaussian) or _draws_dependently(sampler):
     return Mixture(np.zeros((1, head_dim)), np.ones((1, head_dim)), np.ones(1))
   if not isinstance(sampler, GaussianMixture):
     return None
@@ -374,7 +376,8 @@ def closed_form(
 ) -> Estimate | None:
   """Return kernel and error of a sampler's estimates, of one head; None without a closed form.
 
-  Of samplers of N(0, I) whose frequencies depend on each other the kernel alone is meant.
+  Where frequencies of N(0, I) depend on each other, as orthogonal ones do, the kernel alone has
+  one: `relative_error` is None.
 
   Args:
     features: 'fourier', 'positive' or 'softmax'.
@@ -387,20 +390,19 @@ def closed_form(
   mixture = spectral_mixture(sampler, params, head, query.shape[1])
   if mixture is None:
     return None
-  options = {}
-  num_noise = 1
-  if not _is_gaussian(sampler):
-    num_noise = sampler.num_frequencies // getattr(sampler, 'num_components', 1)
-    options = {'antithetic': sampler.antithetic, 'typical_norm': sampler.typical_norm}
+  estimate = functools.partial(
+    mixture_estimate, features, query, key, mixture.mean, mixture.scale, shares=mixture.shares
+  )
+  if _draws_dependently(sampler):
+    return estimate(num_noise=1)._replace(relative_error=None)
+  options = {'antithetic': sampler.antithetic, 'typical_norm': sampler.typical_norm}
   if isinstance(sampler, GaussianMixture):
     options['shared_noise'] = sampler.tied or sampler.shared_noise
-  return mixture_estimate(
-    features, query, key, mixture.mean, mixture.scale, num_noise, shares=mixture.shares, **options
-  )
+  return estimate(sampler.num_frequencies // getattr(sampler, 'num_components', 1), **options)
 
 
-def _is_gaussian(sampler) -> bool:
-  """Return whether a sampler is one of N(0, I) (or near) whose frequencies are not independent."""
+def _draws_dependently(sampler) -> bool:
+  """Return whether frequencies of N(0, I) (or near) depend on each other."""
   if isinstance(sampler, FastFood):
     return sampler.learned == 'none' and sampler.initial == 'le'
   structured = isinstance(sampler, StructuredOrthogonal) and not sampler.learned

@@ -1,7 +1,7 @@
 """The registry: model_type -> attention mechanism, and the one encoder around all of them.
 
-To add a mechanism, write a function from options to a module (see `kl_flax.baselines`) and add
-a row to MODELS. Its keyword arguments are its options, in configs under `attention`.
+To add a mechanism, write a module (see `kl_flax.baselines`) and add a row to MODELS. Its fields are
+its options, in configs under `attention`.
 """
 
 from __future__ import annotations
@@ -35,33 +35,45 @@ from kl_flax.sums import FeatureMap, resolve_smoothing
 
 # The argument of `AttentionRow.make` that is no option.
 _NUM_POSITIONS = 'num_positions'
+# The option for a mechanism's field `dropout_rate`, which the encoder has too; LRA's default.
+_DROPOUT, _DROPOUT_RATE = 'attention_dropout_rate', 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionRow:
-  """One row of the registry.
+  """One row of the registry; see `of` for mechanisms whose options are the fields of a module.
 
   Attributes:
     make: returns the mechanism; its keyword arguments are the options of the model. One of the name
       `num_positions` is none: it gets the largest length that the mechanism is called with, for
       mechanisms with parameters for every position.
-    default_preset: of the benchmark's configs: 'paper' for the models of the KL-Transformer paper
-      and their controls, 'lra' for those that LRA has a config of.
     stochastic: draws from the PRNG stream 'spectral', in prediction too; see `is_stochastic`.
-    config_fields: options that in configs are fields of the run, beside `attention`.
     ignores_padding: False where results change with the length that sequences are padded to.
-    lra_fields: options that in LRA's config files stand beside `model_kwargs`, by LRA's names.
-    from_lra: turns the `model_kwargs` of one of LRA's config files into options; by default they
-      have the same names. What the files leave out takes the values of LRA's code.
   """
 
   make: Callable[..., nn.Module]
-  default_preset: str = 'lra'
   stochastic: bool = False
   ignores_padding: bool = True
-  from_lra: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
-  config_fields: tuple[str, ...] = ()
-  lra_fields: tuple[str, ...] = ()
+
+  @classmethod
+  def of(cls, mechanism: type[nn.Module], *, ignores_padding: bool = True) -> AttentionRow:
+    """Return the row of a module whose fields are the options.
+
+    Dropout of attention weights, its field `dropout_rate`, is the option `attention_dropout_rate`,
+    whose default is 0.1.
+    """
+    options = _fields(mechanism)
+    if 'dropout_rate' in options:
+      options[_DROPOUT] = _DROPOUT_RATE
+      del options['dropout_rate']
+
+    def make(**given: Any) -> nn.Module:
+      settings = options | given
+      if _DROPOUT in settings:
+        settings['dropout_rate'] = settings.pop(_DROPOUT)
+      return mechanism(**settings)
+
+    return cls(_with_signature(make, options), ignores_padding=ignores_padding)
 
   @property
   def options(self) -> dict[str, Any]:
@@ -101,9 +113,7 @@ def _learned(
   features: FeatureMap, sampler: type[nn.Module], *, stochastic: bool = True, **fixed: Any
 ) -> AttentionRow:
   """Return the row of a learned sampler, whose fields that are not fixed are the options."""
-  options = {f.name: f.default for f in dataclasses.fields(sampler) if f.init}
-  for name in ('parent', 'name', *fixed):
-    del options[name]
+  options = {k: v for k, v in _fields(sampler).items() if k not in fixed}
   options |= {'num_frequencies': _NUM_FREQUENCIES}
   # Of the module around the sampler.
   outer = {'smoothing': _SMOOTHING[features], 'implementation': 'auto'}
@@ -116,10 +126,29 @@ def _learned(
       _check_fourier(settings)
     return KernelAttention(sampler(**settings, **fixed, parent=None), features, **around)
 
+  return AttentionRow(_with_signature(make, options), stochastic)
+
+
+def _fields(module: type[nn.Module]) -> dict[str, Any]:
+  """Return names and defaults of a module's own fields."""
+  fields = {f.name: f.default for f in dataclasses.fields(module) if f.init}
+  return {k: v for k, v in fields.items() if k not in ('parent', 'name')}
+
+
+def _with_signature(make: Callable[..., nn.Module], options: Mapping[str, Any]) -> Callable:
+  """Return a function that takes any keywords as one that takes these."""
+  empty = inspect.Parameter.empty
   make.__signature__ = inspect.Signature(
-    [inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY, default=v) for k, v in options.items()]
+    [
+      inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=empty if default is dataclasses.MISSING else default,
+      )
+      for name, default in options.items()
+    ]
   )
-  return AttentionRow(make, 'paper', stochastic)
+  return make
 
 
 def _check_fourier(settings: Mapping[str, Any]) -> None:
@@ -176,23 +205,6 @@ def _performer(
   return KernelAttention(sampler, 'softmax', implementation=implementation)
 
 
-def _performer_from_lra(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-  kernels = {'softmax': 'softmax', 'generalized': 'relu'}
-  given = dict(model_kwargs)
-  details = dict(given.pop('attention_fn_kwargs', {}))
-  kernel = given.pop('attention_fn_cls', 'generalized')
-  if kernel not in kernels:
-    raise ValueError(unknown_name('attention_fn_cls', str(kernel), kernels))
-  if details.pop('ortho_scaling', 0.0) != 0.0:
-    raise ValueError(
-      'ortho_scaling must be 0.0: lengths of frequencies are drawn, as for a Gaussian'
-    )
-  options = {'kernel': kernels[kernel]}
-  if 'nb_features' in details:
-    options['num_frequencies'] = details.pop('nb_features')
-  return options | given | details  # What is left will be named as unknown.
-
-
 def _fixed(directions: str, num_frequencies: int, *options: Any) -> nn.Module:
   """Return a sampler of the standard normal distribution, nothing of which is learned."""
   samplers = {
@@ -205,116 +217,10 @@ def _fixed(directions: str, num_frequencies: int, *options: Any) -> nn.Module:
   return samplers[directions](num_frequencies, *options, parent=None)
 
 
-def _softmax(attention_dropout_rate: float = 0.1) -> SoftmaxAttention:
-  return SoftmaxAttention(attention_dropout_rate)
-
-
 def _linear() -> KernelAttention:
   return KernelAttention(None, 'elu')
 
 
-def _bigbird(
-  block_size: int = 64,
-  num_rand_blocks: int = 3,
-  num_global_blocks: int = 2,
-  connectivity_seed: int = 0,
-  attention_dropout_rate: float = 0.1,
-) -> BigBirdAttention:
-  return BigBirdAttention(
-    block_size, num_rand_blocks, num_global_blocks, connectivity_seed, attention_dropout_rate
-  )
-
-
-def _local(block_size: int = 50, attention_dropout_rate: float = 0.1) -> LocalAttention:
-  return LocalAttention(block_size, attention_dropout_rate)
-
-
-def _longformer(
-  sliding_window_size: int = 512,
-  num_global_tokens: int = 1,
-  global_projections: bool = True,
-  attention_dropout_rate: float = 0.1,
-) -> LongformerAttention:
-  return LongformerAttention(
-    sliding_window_size, num_global_tokens, global_projections, attention_dropout_rate
-  )
-
-
-def _sparse_transformer(
-  pattern: str = 'fixed',
-  block_size: int = 50,
-  num_summary: int = 10,
-  num_global_tokens: int = 1,
-  attention_dropout_rate: float = 0.1,
-) -> SparseTransformerAttention:
-  return SparseTransformerAttention(
-    pattern, block_size, num_summary, num_global_tokens, attention_dropout_rate
-  )
-
-
-def _linformer(
-  num_positions: int, projected_length: int = 16, attention_dropout_rate: float = 0.1
-) -> LinformerAttention:
-  return LinformerAttention(num_positions, projected_length, attention_dropout_rate)
-
-
-def _linformer_from_lra(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-  return _renamed(model_kwargs, {'low_rank_features': 'projected_length'})
-
-
-def _reformer(
-  num_positions: int, num_hashes: int = 1, num_buckets: int = 0, chunk_length: int = 64
-) -> ReformerAttention:
-  return ReformerAttention(num_positions, num_hashes, num_buckets, chunk_length)
-
-
-def _reformer_from_lra(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-  names = {'n_hashes': 'num_hashes', 'n_buckets': 'num_buckets'}
-  # Its chunk_len is no length of chunks: that follows from the number of buckets.
-  return {'num_buckets': 10, 'chunk_length': 0} | _renamed(model_kwargs, names)
-
-
-def _sinkhorn(
-  num_positions: int,
-  block_size: int = 50,
-  sorting: str = 'sinkhorn',
-  num_iterations: int = 7,
-  temperature: float = 1.0,
-  attention_dropout_rate: float = 0.1,
-) -> SinkhornAttention:
-  return SinkhornAttention(
-    num_positions, block_size, sorting, num_iterations, temperature, attention_dropout_rate
-  )
-
-
-def _sinkhorn_from_lra(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-  return {'sorting': 'softmax'} | _renamed(model_kwargs, {'sort_activation': 'sorting'})
-
-
-def _synthesizer(
-  num_positions: int,
-  mode: str = 'factorized_random',
-  dot_product: bool = False,
-  rank: int = 32,
-  attention_dropout_rate: float = 0.1,
-) -> SynthesizerAttention:
-  return SynthesizerAttention(num_positions, mode, dot_product, rank, attention_dropout_rate)
-
-
-def _synthesizer_from_lra(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-  given = dict(model_kwargs)
-  # The defaults of its encoder; those of its attention module are ours.
-  options = {'mode': 'random', 'dot_product': not given.pop('ignore_dot_product', False)}
-  return options | _renamed(given, {'synthesizer_mode': 'mode', 'k': 'rank'})
-
-
-def _renamed(options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-  """Return the options with some under other names; unknown ones will be named as such."""
-  return {names.get(name, name): value for name, value in options.items()}
-
-
-# The option that is a field of the run.
-_DROPOUT = ('attention_dropout_rate',)
 # Learned diagonals, of which nothing is drawn that could be paired or stretched.
 _ROTATIONS = {'learned': True, 'antithetic': False, 'typical_norm': 0.0}
 
@@ -335,37 +241,20 @@ MODELS: dict[str, AttentionRow] = {
   'structured_rks': _learned('fourier', StructuredOrthogonal, stochastic=False, **_ROTATIONS),
   'structured_prf': _learned('positive', StructuredOrthogonal, stochastic=False, **_ROTATIONS),
   # Controls: the Gaussian kernel, nothing learned.
-  'rks': AttentionRow(_rks, 'paper', stochastic=True),
-  'prf': AttentionRow(_prf, 'paper', stochastic=True),
+  'rks': AttentionRow(_rks, stochastic=True),
+  'prf': AttentionRow(_prf, stochastic=True),
   # Baselines.
-  'bigbird': AttentionRow(
-    _bigbird, ignores_padding=False, config_fields=_DROPOUT, lra_fields=('block_size',)
-  ),
+  'bigbird': AttentionRow.of(BigBirdAttention, ignores_padding=False),
   'linear_transformer': AttentionRow(_linear),
-  'linformer': AttentionRow(
-    _linformer,
-    from_lra=_linformer_from_lra,
-    config_fields=_DROPOUT,
-    lra_fields=('low_rank_features',),
-  ),
-  'local': AttentionRow(_local, config_fields=_DROPOUT, lra_fields=('block_size',)),
-  'longformer': AttentionRow(_longformer, config_fields=_DROPOUT),
-  'performer': AttentionRow(_performer, stochastic=True, from_lra=_performer_from_lra),
-  'reformer': AttentionRow(_reformer, from_lra=_reformer_from_lra),
-  'sinkhorn': AttentionRow(
-    _sinkhorn,
-    from_lra=_sinkhorn_from_lra,
-    config_fields=_DROPOUT,
-    lra_fields=('block_size', 'sort_activation'),
-  ),
-  'sparse_transformer': AttentionRow(_sparse_transformer, config_fields=_DROPOUT),
-  'synthesizer': AttentionRow(
-    _synthesizer,
-    from_lra=_synthesizer_from_lra,
-    config_fields=_DROPOUT,
-    lra_fields=('ignore_dot_product', 'k', 'synthesizer_mode'),
-  ),
-  'transformer': AttentionRow(_softmax, config_fields=_DROPOUT),
+  'linformer': AttentionRow.of(LinformerAttention),
+  'local': AttentionRow.of(LocalAttention),
+  'longformer': AttentionRow.of(LongformerAttention),
+  'performer': AttentionRow(_performer, stochastic=True),
+  'reformer': AttentionRow.of(ReformerAttention),
+  'sinkhorn': AttentionRow.of(SinkhornAttention),
+  'sparse_transformer': AttentionRow.of(SparseTransformerAttention),
+  'synthesizer': AttentionRow.of(SynthesizerAttention),
+  'transformer': AttentionRow.of(SoftmaxAttention),
 }
 
 
@@ -396,16 +285,19 @@ class AttentionFactory:
 
   @classmethod
   def of(cls, model_type: str, num_positions: int, options: Mapping[str, Any]) -> AttentionFactory:
-    """Check the names of the options.
+    """Check the options.
 
     Raises:
-      ValueError: for an unknown model_type or option, with the nearest known name.
+      ValueError: for an unknown model_type or option, with the nearest known name; for a value that
+        the mechanism refuses. What depends on the head size shows when it is called.
     """
     known = get_row(model_type).options
     for name in options:
       if name not in known:
         raise ValueError(unknown_name(f'attention option of {model_type}', name, known))
-    return cls(model_type, num_positions, tuple(sorted(options.items())))
+    factory = cls(model_type, num_positions, tuple(sorted(options.items())))
+    factory()
+    return factory
 
   def __call__(self) -> nn.Module:
     """Return a new module."""
@@ -440,8 +332,8 @@ def make_classifier(
     **encoder: sizes and switches of `kl_flax.encoder.Encoder`.
 
   Raises:
-    ValueError: for an unknown model_type or option, with the nearest known name; for another number
-      of inputs, or an option that the number of inputs does not have.
+    ValueError: for an unknown model_type or option, with the nearest known name; for a value out of
+      its range; for another number of inputs, or an option that the number of inputs does not have.
 
   >>> model = make_classifier('gmm_prf', num_classes=10, vocab_size=16, emb_dim=32,
   ...                         num_heads=4, qkv_dim=32, mlp_dim=64, num_layers=2,

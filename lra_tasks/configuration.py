@@ -24,7 +24,7 @@ from kl_flax.errors import unknown_name
 from kl_flax.heads import ACTIVATIONS, INTERACTIONS, POOLINGS
 from kl_flax.models import MODELS, get_row
 from kl_flax.tokenizers import Tokenizer
-from lra_tasks import optimizer
+from lra_tasks import lra_files, optimizer
 from lra_tasks.data import pipeline
 from lra_tasks.data.datasets import Builder
 from lra_tasks.tasks import TASKS, get_task
@@ -95,6 +95,8 @@ IGNORED = {
   'max_target_length', 'max_eval_target_length', 'sampling_temperature', 'sampling_top_k',
   'max_predict_token_length', 'prompt', 'use_bfloat16',
 }  # fmt: skip
+# Options of the mechanism that are fields of the run.
+_RUN_OPTIONS = ('attention_dropout_rate',)
 # Nested dictionaries; `model` and `model_kwargs` are LRA's.
 NESTED = ('attention', 'data', 'model', 'model_kwargs')
 # Fields that earlier versions did not have: at their defaults, they tell no runs apart.
@@ -176,8 +178,9 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
   # LRA's `model_kwargs` are options of the mechanism, under LRA's names.
   model_kwargs, attention = given.pop('model_kwargs', {}), given.pop('attention', {})
   if lra_file:
-    row = get_row(given.get('model_type', DEFAULTS['model_type']))
-    found = {name: given.pop(name) for name in row.lra_fields if name in given}
+    model_type = given.get('model_type', DEFAULTS['model_type'])
+    beside = lra_files.FLAT_FIELDS.get(model_type, ())
+    found = {name: given.pop(name) for name in beside if name in given}
     model_kwargs = found | model_kwargs
   data = given.pop('data', {})
   tokenizer = given.pop('tokenizer', 'char')
@@ -195,7 +198,7 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
     fields['num_eval_steps'] = -1  # LRA writes all batches in both ways.
   _check_values(fields)
   if lra_file:
-    attention = get_row(fields['model_type']).from_lra(model_kwargs) | attention
+    attention = lra_files.read_options(fields['model_type'], model_kwargs) | attention
     data = dict(get_task(task).lra_data) | data
   elif model_kwargs:
     raise ValueError('model_kwargs is for LRA files; here options stand under attention')
@@ -293,11 +296,9 @@ def model_arguments(
     num_classes: of the data set, where it is not the task's.
     tokenizer: of the run, where it is not the task's.
   """
-  row = get_row(fields['model_type'])
-  options = fields['attention'] | {name: fields[name] for name in row.config_fields}
   arguments = _task_arguments(fields, num_classes, tokenizer) | {
     'model_type': fields['model_type'],
-    'attention': options,
+    'attention': _all_options(fields),
     'dtype': fields['dtype'],
     **{name: fields[name] for name in ENCODER_FIELDS},
   }
@@ -338,8 +339,7 @@ def _pooling_arguments(objective: str, pooling: str) -> dict[str, Any]:
 
 def is_stochastic(fields: Mapping[str, Any]) -> bool:
   """Return whether the model of a resolved config draws anything in prediction."""
-  row = get_row(fields['model_type'])
-  return row.is_stochastic(fields['attention'] | {name: fields[name] for name in row.config_fields})
+  return get_row(fields['model_type']).is_stochastic(_all_options(fields))
 
 
 def judged_by(fields: Mapping[str, Any]) -> str:
@@ -469,8 +469,13 @@ def difference(old: Any, new: Any, prefix: str = '') -> list[str]:
 
 def _own_options(model_type: str) -> dict[str, Any]:
   """Options of the mechanism that stand under `attention`."""
-  row = get_row(model_type)
-  return {k: v for k, v in row.options.items() if k not in row.config_fields}
+  return {k: v for k, v in get_row(model_type).options.items() if k not in _RUN_OPTIONS}
+
+
+def _all_options(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Options of the mechanism, those that are fields of the run too."""
+  options = get_row(fields['model_type']).options
+  return fields['attention'] | {name: fields[name] for name in _RUN_OPTIONS if name in options}
 
 
 def _data_defaults(task: str) -> dict[str, Any]:

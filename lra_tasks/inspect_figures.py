@@ -146,7 +146,7 @@ def draw_attention(
   step = -(-len(valid) // _MOST_PIXELS)
   rows = np.arange(0, len(valid), step)
   maps = {'trained': inspection.attention_map(trained, sequence, rows)}
-  if inspection.has_closed_form(trained):
+  if inspection.has_exact_kernel(trained):
     maps['trained, exact kernel'] = inspection.exact_map(trained, sequence, rows)
   maps['initial'] = inspection.attention_map(initial, sequence, rows)
   size = 2.6 if len(valid) > _MOST_NAMES or len(valid) <= 16 else 3.6

@@ -13,6 +13,7 @@ import ml_collections
 
 from kl_flax.errors import unknown_name
 from kl_flax.models import MODELS, get_row
+from lra_tasks import lra_files
 from lra_tasks.configuration import new_config
 from lra_tasks.tasks import get_task
 
@@ -67,8 +68,8 @@ _TUNED_SIZES: dict[str, dict[str, dict[str, int]]] = {
 def parse_argument(argument: str, presets: Iterable[str] = PRESETS) -> tuple[str, str]:
   """Return model and preset of a config argument 'MODEL[,PRESET]'.
 
-  Without a preset: 'paper' for learned kernels and their controls, 'lra' for LRA's baselines, where
-  the file has them.
+  Without a preset: 'lra' for the models that LRA has files of, 'paper' for all others, where the
+  task has them.
 
   Raises:
     ValueError: for an unknown model or preset, with the nearest known name.
@@ -77,9 +78,11 @@ def parse_argument(argument: str, presets: Iterable[str] = PRESETS) -> tuple[str
   (('gmm_prf', 'paper'), ('transformer', 'tiny'))
   """
   model, _, preset = argument.partition(',')
-  row, presets = get_row(model), tuple(presets)
+  get_row(model)  # Raises for one that does not exist.
+  presets = tuple(presets)
   if not preset:
-    preset = row.default_preset if row.default_preset in presets else presets[0]
+    wanted = 'lra' if model in lra_files.MODELS else 'paper'
+    preset = wanted if wanted in presets else presets[0]
   if preset not in presets:
     raise ValueError(unknown_name('preset', preset, presets))
   return model, preset
@@ -122,7 +125,7 @@ def task_config(
     options['num_frequencies'] = num_frequencies[model]
   if preset == 'lra':
     fields |= (lra_models or {}).get(model, {})
-    of_file = get_row(model).from_lra((lra_kwargs or {}).get(model, {}))
+    of_file = lra_files.read_options(model, (lra_kwargs or {}).get(model, {}))
     options |= lra_performer if model == 'performer' else of_file
   if preset == 'tuned':
     options |= _TUNED_OPTIONS.get(model, {}) | _TUNED_SIZES.get(model, {}).get(task, {})

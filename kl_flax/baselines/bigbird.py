@@ -38,6 +38,9 @@ class BigBirdAttention(nn.Module):
     num_global_blocks: at least 0.
     connectivity_seed: at least 0.
     dropout_rate: dropout of the attention weights, in [0, 1).
+
+  Raises:
+    ValueError: for an option out of its range.
   """
 
   block_size: int = 64
@@ -45,6 +48,14 @@ class BigBirdAttention(nn.Module):
   num_global_blocks: int = 2
   connectivity_seed: int = 0
   dropout_rate: float = 0.0
+
+  def __post_init__(self) -> None:
+    """Check the options at once, not when the model is first called."""
+    super().__post_init__()
+    check_option('block_size', self.block_size, 1, 'LRA has 64')
+    check_option('num_rand_blocks', self.num_rand_blocks, 0, '0 is without random blocks')
+    check_option('num_global_blocks', self.num_global_blocks, 0, '0 is without global blocks')
+    check_option('connectivity_seed', self.connectivity_seed, 0, 'it seeds the random blocks')
 
   @nn.compact
   def __call__(
@@ -59,12 +70,8 @@ class BigBirdAttention(nn.Module):
     """Return the attention output in the query's dtype; rows without valid keys give zeros.
 
     Raises:
-      ValueError: for an option out of its range, or a key mask that is none.
+      ValueError: for a key_mask that is not bool[b, l].
     """
-    check_option('block_size', self.block_size, 1, 'LRA has 64')
-    check_option('num_rand_blocks', self.num_rand_blocks, 0, '0 is without random blocks')
-    check_option('num_global_blocks', self.num_global_blocks, 0, '0 is without global blocks')
-    check_option('connectivity_seed', self.connectivity_seed, 0, 'it seeds the random blocks')
     return block_attention(
       query,
       key,

@@ -82,7 +82,7 @@ def block_attention(
     drop: dropout of attention weights as a pure function: `kl_flax.dropout.Dropout.drawn`.
 
   Raises:
-    ValueError: for lengths that differ, or a key mask that is none.
+    ValueError: for lengths that differ, or a key_mask that is not bool[b, l].
   """
   if query.shape[1] != key.shape[1]:
     raise ValueError(

@@ -31,11 +31,19 @@ class LinformerAttention(nn.Module):
     num_positions: the largest length; E has so many columns.
     projected_length: k, at least 1.
     dropout_rate: dropout of the attention weights, in [0, 1).
+
+  Raises:
+    ValueError: for k below 1.
   """
 
   num_positions: int
   projected_length: int = 16
   dropout_rate: float = 0.0
+
+  def __post_init__(self) -> None:
+    """Check the options at once, not when the model is first called."""
+    super().__post_init__()
+    check_option('projected_length', self.projected_length, 1, 'LRA has 16')
 
   @nn.compact
   def __call__(
@@ -50,9 +58,8 @@ class LinformerAttention(nn.Module):
     """Return the attention output in the query's dtype; rows without valid keys give zeros.
 
     Raises:
-      ValueError: for k below 1, a sequence longer than num_positions, a key mask that is none.
+      ValueError: for a sequence longer than num_positions, or a key_mask that is not bool[b, l].
     """
-    check_option('projected_length', self.projected_length, 1, 'LRA has 16')
     check_length(key.shape[1], self.num_positions)
     check_key_mask(key_mask, key)
     shape = (self.num_positions, self.projected_length)

@@ -27,10 +27,18 @@ class LocalAttention(nn.Module):
   Attributes:
     block_size: positions of a block, at least 1.
     dropout_rate: dropout of the attention weights, in [0, 1).
+
+  Raises:
+    ValueError: for a block size below 1.
   """
 
   block_size: int = 50
   dropout_rate: float = 0.0
+
+  def __post_init__(self) -> None:
+    """Check the options at once, not when the model is first called."""
+    super().__post_init__()
+    check_option('block_size', self.block_size, 1, 'LRA has 50, for images 64')
 
   @nn.compact
   def __call__(
@@ -45,9 +53,8 @@ class LocalAttention(nn.Module):
     """Return the attention output in the query's dtype; rows without valid keys give zeros.
 
     Raises:
-      ValueError: for a block size below 1, or a key mask that is none.
+      ValueError: for a key_mask that is not bool[b, l].
     """
-    check_option('block_size', self.block_size, 1, 'LRA has 50, for images 64')
     return block_attention(
       query,
       key,

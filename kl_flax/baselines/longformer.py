@@ -30,12 +30,28 @@ class LongformerAttention(nn.Module):
     num_global_tokens: at least 0.
     global_projections: whether global tokens have projections of their own.
     dropout_rate: dropout of the attention weights, in [0, 1).
+
+  Raises:
+    ValueError: for a window that is odd or below 2, or fewer than 0 global tokens.
   """
 
   sliding_window_size: int = 512
   num_global_tokens: int = 1
   global_projections: bool = True
   dropout_rate: float = 0.0
+
+  def __post_init__(self) -> None:
+    """Check the options at once, not when the model is first called."""
+    super().__post_init__()
+    size = self.sliding_window_size
+    hint = 'half of it lies on each side; LRA has 512'
+    check_option('sliding_window_size', size, 2, hint)
+    if size % 2:
+      raise ValueError(
+        f'sliding_window_size must be even, got {size}: half of it lies on each side of a '
+        f'position, which does not count itself; take {size - 1} or {size + 1}'
+      )
+    check_option('num_global_tokens', self.num_global_tokens, 0, '0 is a window alone')
 
   @property
   def projections(self) -> tuple[str, ...]:
@@ -61,25 +77,16 @@ class LongformerAttention(nn.Module):
     Without global queries, keys and values global tokens take the others.
 
     Raises:
-      ValueError: for a window that is odd or below 2, fewer than 0 global tokens, or a key mask
-        that is none.
+      ValueError: for a key_mask that is not bool[b, l].
     """
-    size = self.sliding_window_size
-    hint = 'half of it lies on each side; LRA has 512'
-    check_option('sliding_window_size', size, 2, hint)
-    if size % 2:
-      raise ValueError(
-        f'sliding_window_size must be even, got {size}: half of it lies on each side of a '
-        f'position, which does not count itself; take {size - 1} or {size + 1}'
-      )
-    check_option('num_global_tokens', self.num_global_tokens, 0, '0 is a window alone')
+    half = self.sliding_window_size // 2
     return block_attention(
       query,
       key,
       value,
       key_mask,
-      block_size=size // 2,
-      find_keys=lambda blocks: [neighbours(blocks, distance=size // 2)],
+      block_size=half,
+      find_keys=lambda blocks: [neighbours(blocks, distance=half)],
       num_global=self.num_global_tokens,
       global_inputs=None if global_query is None else (global_query, global_key, global_value),
       drop=Dropout(self.dropout_rate).drawn(deterministic=deterministic),

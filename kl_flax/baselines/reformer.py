@@ -51,6 +51,9 @@ class ReformerAttention(nn.Module):
     num_hashes: rounds of hashing, at least 1.
     num_buckets: in each round: an even number, 1 for no hashing at all, or 0 for the rule above.
     chunk_length: at least 1, or 0 for the rule above.
+
+  Raises:
+    ValueError: for numbers of hashes, buckets or positions in a chunk that cannot be.
   """
 
   num_positions: int
@@ -58,6 +61,24 @@ class ReformerAttention(nn.Module):
   num_buckets: int = 0
   chunk_length: int = 64
   projections = ('query', 'value')
+
+  def __post_init__(self) -> None:
+    """Check the options at once, not when the model is first called."""
+    super().__post_init__()
+    check_option('num_hashes', self.num_hashes, 1, 'LRA has 1')
+    check_option('num_buckets', self.num_buckets, 0, '0 follows from chunk_length')
+    check_option('chunk_length', self.chunk_length, 0, '0 follows from num_buckets')
+    buckets = self.num_buckets
+    if not buckets and not self.chunk_length:
+      raise ValueError(
+        'num_buckets=0 and chunk_length=0 leave both to each other: set one, such as '
+        'chunk_length=64'
+      )
+    if buckets > 1 and buckets % 2:
+      raise ValueError(
+        f'num_buckets must be even, 1 or 0, got {buckets}: half of them are the opposites of the '
+        'others'
+      )
 
   @nn.compact
   def __call__(
@@ -79,8 +100,7 @@ class ReformerAttention(nn.Module):
       deterministic: has no effect: weights are not dropped.
 
     Raises:
-      ValueError: for numbers of hashes, buckets or positions in a chunk that cannot be, a key mask
-        that is none.
+      ValueError: for a key_mask that is not bool[b, l].
     """
     num_buckets, chunk_length = self._sizes()
     check_key_mask(key_mask, query)
@@ -101,20 +121,7 @@ class ReformerAttention(nn.Module):
 
   def _sizes(self) -> tuple[int, int]:
     """Return number of buckets and length of chunks, the one that is 0 by the paper's rule."""
-    check_option('num_hashes', self.num_hashes, 1, 'LRA has 1')
-    check_option('num_buckets', self.num_buckets, 0, '0 follows from chunk_length')
-    check_option('chunk_length', self.chunk_length, 0, '0 follows from num_buckets')
     buckets, length = self.num_buckets, self.chunk_length
-    if not buckets and not length:
-      raise ValueError(
-        'num_buckets=0 and chunk_length=0 leave both to each other: set one, such as '
-        'chunk_length=64'
-      )
-    if buckets > 1 and buckets % 2:
-      raise ValueError(
-        f'num_buckets must be even, 1 or 0, got {buckets}: half of them are the opposites of the '
-        'others'
-      )
     if not length:
       return buckets, -(-2 * self.num_positions // buckets)
     return buckets or 2 * -(-self.num_positions // length), length

@@ -51,6 +51,10 @@ class SinkhornAttention(nn.Module):
     num_iterations: how often rows and columns are normalised, at least 1.
     temperature: above 0; the lower, the closer S is to a permutation.
     dropout_rate: dropout of the attention weights, in [0, 1).
+
+  Raises:
+    ValueError: for an unknown sorting, a size or number of iterations below 1, or a temperature
+      that is not above 0.
   """
 
   num_positions: int
@@ -59,6 +63,19 @@ class SinkhornAttention(nn.Module):
   num_iterations: int = 7
   temperature: float = 1.0
   dropout_rate: float = 0.0
+
+  def __post_init__(self) -> None:
+    """Check the options at once, not when the model is first called."""
+    super().__post_init__()
+    if self.sorting not in SORTINGS:
+      raise ValueError(unknown_name('sorting', str(self.sorting), SORTINGS))
+    check_option('block_size', self.block_size, 1, 'LRA has 50')
+    check_option('num_iterations', self.num_iterations, 1, 'LRA has 7')
+    if not self.temperature > 0:
+      raise ValueError(
+        f'temperature must be above 0, got {self.temperature}: the closer to 0, the harder the '
+        'sorting'
+      )
 
   @nn.compact
   def __call__(
@@ -73,10 +90,8 @@ class SinkhornAttention(nn.Module):
     """Return the attention output in the query's dtype; rows without valid keys give zeros.
 
     Raises:
-      ValueError: for an unknown sorting, a size or number of iterations below 1, a temperature that
-        is not above 0, a sequence longer than num_positions, a key mask that is none.
+      ValueError: for a sequence longer than num_positions, or a key_mask that is not bool[b, l].
     """
-    self._check_options()
     batch, length = key.shape[:2]
     check_length(length, self.num_positions)
     check_key_mask(key_mask, key)
@@ -92,17 +107,6 @@ class SinkhornAttention(nn.Module):
     out = jnp.einsum('bhnqs,bnshe->bnqhe', weights[..., : self.block_size], value)
     out += jnp.einsum('bhnqs,bnshe->bnqhe', weights[..., self.block_size :], sorted_value)
     return join(out.astype(query.dtype), length)
-
-  def _check_options(self):
-    if self.sorting not in SORTINGS:
-      raise ValueError(unknown_name('sorting', str(self.sorting), SORTINGS))
-    check_option('block_size', self.block_size, 1, 'LRA has 50')
-    check_option('num_iterations', self.num_iterations, 1, 'LRA has 7')
-    if not self.temperature > 0:
-      raise ValueError(
-        f'temperature must be above 0, got {self.temperature}: the closer to 0, the harder the '
-        'sorting'
-      )
 
   def _sort(self, key, mask, deterministic):
     """Return S, float32[b, h, i, j]; zero in rows and columns of blocks without a valid key."""

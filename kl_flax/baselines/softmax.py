@@ -36,7 +36,7 @@ class SoftmaxAttention(nn.Module):
     """Return the attention output in the query's dtype; rows without valid keys give zeros.
 
     Raises:
-      ValueError: for a key mask that is none.
+      ValueError: for a key_mask that is not bool[b, s].
     """
     check_key_mask(key_mask, key)
     mask = None if key_mask is None else key_mask[:, None, None, :]

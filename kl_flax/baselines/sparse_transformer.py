@@ -42,6 +42,9 @@ class SparseTransformerAttention(nn.Module):
     num_summary: c, from 1 to l − 1; of the fixed pattern.
     num_global_tokens: at least 0.
     dropout_rate: dropout of the attention weights, in [0, 1).
+
+  Raises:
+    ValueError: for an unknown pattern, or another option out of its range.
   """
 
   pattern: str = 'fixed'
@@ -49,6 +52,21 @@ class SparseTransformerAttention(nn.Module):
   num_summary: int = 10
   num_global_tokens: int = 1
   dropout_rate: float = 0.0
+
+  def __post_init__(self) -> None:
+    """Check the options at once, not when the model is first called."""
+    super().__post_init__()
+    patterns = get_args(Pattern)
+    if self.pattern not in patterns:
+      raise ValueError(unknown_name('pattern of sparse_transformer', str(self.pattern), patterns))
+    check_option('block_size', self.block_size, 2, 'LRA has 50')
+    check_option('num_summary', self.num_summary, 1, 'LRA has 10')
+    if self.pattern == 'fixed' and self.num_summary >= self.block_size:
+      raise ValueError(
+        f'num_summary must be below block_size={self.block_size}, got {self.num_summary}: '
+        'raise block_size, or take the pattern strided, which has no summaries'
+      )
+    check_option('num_global_tokens', self.num_global_tokens, 0, '0 is the pattern alone')
 
   @nn.compact
   def __call__(
@@ -63,20 +81,8 @@ class SparseTransformerAttention(nn.Module):
     """Return the attention output in the query's dtype; rows without valid keys give zeros.
 
     Raises:
-      ValueError: for an unknown pattern, another option out of its range, or a key mask that is
-        none.
+      ValueError: for a key_mask that is not bool[b, l].
     """
-    patterns = get_args(Pattern)
-    if self.pattern not in patterns:
-      raise ValueError(unknown_name('pattern of sparse_transformer', str(self.pattern), patterns))
-    check_option('block_size', self.block_size, 2, 'LRA has 50')
-    check_option('num_summary', self.num_summary, 1, 'LRA has 10')
-    if self.pattern == 'fixed' and self.num_summary >= self.block_size:
-      raise ValueError(
-        f'num_summary must be below block_size={self.block_size}, got {self.num_summary}: '
-        'raise block_size, or take the pattern strided, which has no summaries'
-      )
-    check_option('num_global_tokens', self.num_global_tokens, 0, '0 is the pattern alone')
     return block_attention(
       query,
       key,

@@ -51,6 +51,9 @@ class SynthesizerAttention(nn.Module):
     dot_product: whether q·k is one more component.
     rank: of factorized_random, at least 1.
     dropout_rate: dropout of the attention weights, in [0, 1).
+
+  Raises:
+    ValueError: for an unknown component, one that is named twice, or a rank below 1.
   """
 
   num_positions: int
@@ -59,20 +62,20 @@ class SynthesizerAttention(nn.Module):
   rank: int = 32
   dropout_rate: float = 0.0
 
-  @property
-  def components(self) -> tuple[str, ...]:
-    """The components of the mode.
-
-    Raises:
-      ValueError: for an unknown component, or one that is named twice.
-    """
-    names = tuple(self.mode.split('+'))
-    for name in names:
+  def __post_init__(self) -> None:
+    """Check the options at once, not when the model is first called."""
+    super().__post_init__()
+    check_option('rank', self.rank, 1, 'LRA has 32')
+    for name in self.components:
       if name not in COMPONENTS:
         raise ValueError(unknown_name('component of mode', name, COMPONENTS))
-    if len(set(names)) < len(names):
+    if len(set(self.components)) < len(self.components):
       raise ValueError(f'mode must name each component once, got {self.mode!r}')
-    return names
+
+  @property
+  def components(self) -> tuple[str, ...]:
+    """The components of the mode."""
+    return tuple(self.mode.split('+'))
 
   @property
   def projections(self) -> tuple[str, ...]:
@@ -94,10 +97,8 @@ class SynthesizerAttention(nn.Module):
     """Return the attention output in the value's dtype; rows without valid keys give zeros.
 
     Raises:
-      ValueError: for an unknown mode, a rank below 1, a sequence longer than num_positions, a key
-        mask that is none.
+      ValueError: for a sequence longer than num_positions, or a key_mask that is not bool[b, l].
     """
-    check_option('rank', self.rank, 1, 'LRA has 32')
     check_length(value.shape[1], self.num_positions)
     check_key_mask(key_mask, value)
     length, heads = value.shape[1:3]

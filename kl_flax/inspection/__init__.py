@@ -7,7 +7,7 @@ Shapes: b sequences, l positions (CLS first, padding included), h heads, d head 
 """
 
 from kl_flax.inspection.layers import AttentionLayer, capture, capture_inputs
-from kl_flax.inspection.maps import attention_map, exact_map, has_closed_form
+from kl_flax.inspection.maps import attention_map, exact_map, has_exact_kernel
 from kl_flax.inspection.measures import EigenvalueRow, eigenvalue_rows, error_report, sample_pairs
 from kl_flax.inspection.tables import eigenvalue_table, error_table, markdown
 
@@ -22,7 +22,7 @@ __all__ = [
   'error_report',
   'error_table',
   'exact_map',
-  'has_closed_form',
+  'has_exact_kernel',
   'markdown',
   'sample_pairs',
 ]

@@ -133,7 +133,7 @@ def exact_map(
   """
   valid, rows = _positions(layer, sequence, rows)
   sampler, attention = layer.sampler, layer.attention
-  if not has_closed_form(layer):
+  if not has_exact_kernel(layer):
     raise ValueError(f'{layer.path}: the kernel has no closed form, see attention_map')
   smoothing = attention.effective_smoothing
   found = np.zeros((layer.num_heads, len(rows), len(valid)))
@@ -154,7 +154,7 @@ def exact_map(
   return found
 
 
-def has_closed_form(layer: AttentionLayer) -> bool:
+def has_exact_kernel(layer: AttentionLayer) -> bool:
   """Return whether the kernel of a layer is known in closed form: see `exact_map`."""
   if layer.sampler is None:
     return False

@@ -319,9 +319,8 @@ def test_global_tokens_of_longformer_have_projections_of_their_own():
   ],
 )
 def test_bad_options_are_named_with_the_rule_and_a_way_out(model_type, options, message):
-  inputs, _ = make_inputs(3)
   with pytest.raises(ValueError, match=message):
-    jax.eval_shape(get_row(model_type).make(**options).init, {}, *inputs)
+    get_row(model_type).make(**options)
 
 
 def test_masks_and_lengths_are_checked():

@@ -9,6 +9,7 @@ from breadth import slow_but
 
 from kl_flax.diagnostics import (
   approximation_report,
+  closed_form,
   covariance_eigenvalues,
   fastfood_estimate,
   mixture_estimate,
@@ -16,6 +17,7 @@ from kl_flax.diagnostics import (
 from kl_flax.fastfood import FastFood
 from kl_flax.features import fourier_features, positive_features, softmax_features
 from kl_flax.models import make_classifier
+from kl_flax.orthogonal import Gaussian, OrthogonalGaussian, StructuredOrthogonal
 from kl_flax.spectral import GaussianMixture, as_weighted, optimal_stretch, widen
 
 MAPS = {
@@ -108,6 +110,18 @@ def test_estimates_are_unbiased_and_err_as_the_closed_form_says(name):
     )  # fmt: skip
     kernel, relative = report.kernel[0, 0], report.predicted[0, 0]
     assert_bias_and_error(samples[features], kernel, (relative * kernel) ** 2)
+
+
+@pytest.mark.parametrize('dependent', [OrthogonalGaussian(8), StructuredOrthogonal(8)])
+def test_of_dependent_frequencies_the_kernel_alone_has_a_closed_form(dependent):
+  """Their errors are not those of independent ones, nor of a single frequency."""
+  pair = normal(0, 2, 3, 4, scale=0.5)
+  for features in ('fourier', 'positive', 'softmax'):
+    exact = closed_form(features, *pair, Gaussian(8), {}, 0)
+    found = closed_form(features, *pair, dependent, {}, 0)
+    assert found.relative_error is None
+    np.testing.assert_array_equal(found.kernel, exact.kernel)
+    assert exact.relative_error.shape == (3,)
 
 
 def test_closed_forms_of_the_paper():

@@ -71,13 +71,17 @@ def test_nothing_is_quadratic():
 
 
 @pytest.mark.parametrize(
-  ('module', 'message'),
+  ('options', 'message'),
   [
-    (LinformerAttention(8, 0), 'projected_length must be an integer of at least 1, got 0'),
-    (LinformerAttention(8), 'length 9 exceed num_positions=8: .* larger max_length'),
+    ({'projected_length': 0}, 'projected_length must be an integer of at least 1, got 0'),
   ],
 )
-def test_what_cannot_be_is_an_error(module, message):
-  inputs, _ = make_inputs(9)
+def test_what_cannot_be_is_an_error(options, message):
   with pytest.raises(ValueError, match=message):
-    jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    LinformerAttention(9, **options)
+
+
+def test_longer_sequences_are_errors():
+  inputs, _ = make_inputs(9)
+  with pytest.raises(ValueError, match='length 9 exceed num_positions=8: .* larger max_length'):
+    jax.eval_shape(LinformerAttention(8).init, jax.random.key(0), *inputs)

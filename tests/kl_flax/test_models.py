@@ -127,8 +127,6 @@ def test_options_of_a_row_are_the_arguments_of_its_mechanism(model_type):
   assert list(row.options) == OPTIONS[model_type].split()
   assert inspect.Parameter.empty not in row.options.values()  # Every option has a default.
   assert isinstance(row(5, **row.options), nn.Module)
-  learned = SAMPLER_PARAMETERS.get(model_type, 0)
-  assert row.default_preset == ('paper' if learned or model_type[-3:] in ('rks', 'prf') else 'lra')
   assert get_row(model_type) is row
 
 
@@ -231,41 +229,13 @@ def test_options_that_contradict_each_other_are_errors():
     ('gmm_rks', {'antithetic': True}, 'repeats what tied components have'),
     ('prf', {'directions': 'random'}, "unknown directions 'random'.*known: independent"),
     ('performer', {'kernel': 'elu'}, "unknown kernel of performer 'elu'.*known: relu, softmax"),
-    ('fastfood_rks', {'num_frequencies': 6}, 'multiple'),
+    ('longformer', {'sliding_window_size': 3}, 'must be even, got 3'),
   ]:
-    model = make_classifier(model_type, attention=options, **TINY)
-    with pytest.raises(ValueError, match=message):
-      jax.eval_shape(model.init, RNGS, INPUTS)
-
-
-def test_lras_options_of_the_performer():
-  """Its ListOps file asks for softmax with two features, its other files leave it at relu."""
-  from_lra = get_row('performer').from_lra
-  details = {'ortho_scaling': 0.0, 'nb_features': 2}
-  given = {'attention_fn_cls': 'softmax', 'attention_fn_kwargs': details}
-  assert from_lra(given) == {'kernel': 'softmax', 'num_frequencies': 2}
-  assert from_lra({}) == {'kernel': 'relu'}
-  with pytest.raises(ValueError, match='ortho_scaling must be 0.0'):
-    from_lra({'attention_fn_kwargs': {'ortho_scaling': 1.0}})
-  with pytest.raises(ValueError, match='known: generalized, softmax'):
-    from_lra({'attention_fn_cls': 'dot_product'})
-
-
-def test_lras_options_have_other_names_and_defaults():
-  """What its files leave out has the values of its encoders."""
-  from_lra = lambda model_type, **given: get_row(model_type).from_lra(given)
-  assert from_lra('linformer') == {}
-  assert from_lra('linformer', low_rank_features=32) == {'projected_length': 32}
-  assert from_lra('reformer') == {'num_buckets': 10, 'chunk_length': 0}
-  assert from_lra('reformer', n_hashes=2, n_buckets=8) == {
-    'num_hashes': 2, 'num_buckets': 8, 'chunk_length': 0
-  }  # fmt: skip
-  assert from_lra('sinkhorn', block_size=64) == {'sorting': 'softmax', 'block_size': 64}
-  assert from_lra('sinkhorn', sort_activation='sinkhorn') == {'sorting': 'sinkhorn'}
-  assert from_lra('synthesizer') == {'mode': 'random', 'dot_product': True}
-  given = {'synthesizer_mode': 'dense', 'ignore_dot_product': True, 'k': 8}
-  assert from_lra('synthesizer', **given) == {'mode': 'dense', 'dot_product': False, 'rank': 8}
-  assert from_lra('synthesizer', kk=8)['kk'] == 8  # To be named as unknown.
+    with pytest.raises(ValueError, match=message):  # At once, not when the model is first called.
+      make_classifier(model_type, attention=options, **TINY)
+  model = make_classifier('fastfood_rks', attention={'num_frequencies': 6}, **TINY)
+  with pytest.raises(ValueError, match='multiple'):  # Of the head size, which it is told later.
+    jax.eval_shape(model.init, RNGS, INPUTS)
 
 
 def test_pairs_get_a_classifier_of_pairs():

@@ -175,16 +175,20 @@ def test_nothing_is_quadratic():
 
 
 @pytest.mark.parametrize(
-  ('module', 'message'),
+  ('options', 'message'),
   [
-    (SinkhornAttention(9, 0), 'block_size must be an integer of at least 1, got 0'),
-    (SinkhornAttention(9, num_iterations=0), 'num_iterations must be an integer of at least 1'),
-    (SinkhornAttention(9, temperature=0.0), 'temperature must be above 0, got 0.0: the closer'),
-    (SinkhornAttention(9, sorting='sort'), "unknown sorting 'sort'.*known: gumbel_sinkhorn, sink"),
-    (SinkhornAttention(8), 'length 9 exceed num_positions=8: .* larger max_length'),
+    ({'block_size': 0}, 'block_size must be an integer of at least 1, got 0'),
+    ({'num_iterations': 0}, 'num_iterations must be an integer of at least 1'),
+    ({'temperature': 0.0}, 'temperature must be above 0, got 0.0: the closer'),
+    ({'sorting': 'sort'}, "unknown sorting 'sort'.*known: gumbel_sinkhorn, sink"),
   ],
 )
-def test_what_cannot_be_is_an_error(module, message):
-  inputs, _ = make_inputs(9)
+def test_what_cannot_be_is_an_error(options, message):
   with pytest.raises(ValueError, match=message):
-    jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    SinkhornAttention(9, **options)
+
+
+def test_longer_sequences_are_errors():
+  inputs, _ = make_inputs(9)
+  with pytest.raises(ValueError, match='length 9 exceed num_positions=8: .* larger max_length'):
+    jax.eval_shape(SinkhornAttention(8).init, jax.random.key(0), *inputs)

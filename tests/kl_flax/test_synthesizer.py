@@ -155,16 +155,20 @@ def test_parameters_are_those_of_the_mode():
 
 
 @pytest.mark.parametrize(
-  ('module', 'message'),
+  ('options', 'message'),
   [
-    (SynthesizerAttention(12, 'randm'), "unknown component of mode 'randm' .*mean 'random'"),
-    (SynthesizerAttention(12, 'dense+'), "unknown component of mode ''; known: dense, fact"),
-    (SynthesizerAttention(12, 'dense+dense'), "each component once, got 'dense\\+dense'"),
-    (SynthesizerAttention(12, rank=0), 'rank must be an integer of at least 1, got 0'),
-    (SynthesizerAttention(8), 'length 9 exceed num_positions=8: .* larger max_length'),
+    ({'mode': 'randm'}, "unknown component of mode 'randm' .*mean 'random'"),
+    ({'mode': 'dense+'}, "unknown component of mode ''; known: dense, fact"),
+    ({'mode': 'dense+dense'}, "each component once, got 'dense\\+dense'"),
+    ({'rank': 0}, 'rank must be an integer of at least 1, got 0'),
   ],
 )
-def test_what_cannot_be_is_an_error(module, message):
-  inputs, _ = make_inputs(9)
+def test_what_cannot_be_is_an_error(options, message):
   with pytest.raises(ValueError, match=message):
-    jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    SynthesizerAttention(9, **options)
+
+
+def test_longer_sequences_are_errors():
+  inputs, _ = make_inputs(9)
+  with pytest.raises(ValueError, match='length 9 exceed num_positions=8: .* larger max_length'):
+    jax.eval_shape(SynthesizerAttention(8).init, jax.random.key(0), *inputs)
