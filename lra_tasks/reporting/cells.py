@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lra_tasks.paper import PAPER_MODELS
+from lra_tasks.paper import PAPER_MODELS, PAPER_SHORT_TASKS
 from lra_tasks.reporting import glue, results
 from lra_tasks.reporting.results import PublishedScore
 from lra_tasks.reporting.rows import Report, Row, Table, mean
@@ -41,8 +41,8 @@ _LEGEND = {
   'experiment than the published one: no difference is given.',
   '†': "† more than 10 % larger than the base Transformer: outside LRA's rule for like-for-like "
   'comparison.',
-  '‡': '‡ the checkpoint was chosen on the split that is reported here (as LRA does where a task '
-  'has no validation split): optimistic.',
+  '‡': '‡ the checkpoint was chosen on the split that is reported here (as in LRA, where a task '
+  'has no validation split, and as is usual with GLUE): optimistic.',
   '§': '§ published for the full task; our data or split is not the same, so no difference is '
   'given.',
   '¶': '¶ mean speed and largest memory over runs on different hardware, or of runs that shared '
@@ -287,12 +287,12 @@ def _overview_sheet(overview: Overview) -> Sheet:
   )
 
 
-def _glue_sheet(overview: glue.Overview) -> Sheet:
+def _glue_sheet(overview: glue.GlueOverview) -> Sheet:
   rows, rates = [], {}
   for model, corpus in overview.models:
     cells = []
-    for column in overview.columns:
-      score = overview.scores.get((model, corpus, column))
+    for metric in overview.metrics:
+      score = overview.scores.get((model, corpus, metric))
       if score is None:
         cells.append(Cell('–'))
         continue
@@ -300,8 +300,10 @@ def _glue_sheet(overview: glue.Overview) -> Sheet:
       text += _number(score.published, ' ({:.2f})')
       cells.append(Cell(text, '' if score.comparable or score.published is None else '§'))
       if score.learning_rate is not None:
-        rates.setdefault(score.learning_rate, {}).setdefault(column.task, []).append(model)
+        rates.setdefault(score.learning_rate, {}).setdefault(metric.task, []).append(model)
     rows.append((Cell(model), Cell(corpus or 'nothing'), *cells))
+  guesses = [Cell(_number(overview.majority.get(metric)) or '–') for metric in overview.metrics]
+  rows.append((Cell('majority'), Cell(''), *guesses))
   notes = [
     'Development sets: accuracy, F1 or Matthews correlation, in brackets the figure of the '
     'KL-Transformer paper, Tables 3 and 13, whose models were pre-trained on WikiText-103.',
@@ -314,12 +316,13 @@ def _glue_sheet(overview: glue.Overview) -> Sheet:
   ]
   if overview.missing:
     notes.append(f'Not run: {", ".join(overview.missing)}.')
-  headers = ['model', 'pre-trained on', *(column.header for column in overview.columns)]
+  headers = ['model', 'pre-trained on', *(metric.header for metric in overview.metrics)]
   return Sheet(
     'GLUE',
     '',
     tuple(Heading(header, i < 2) for i, header in enumerate(headers)),
     tuple(rows),
+    (len(overview.models),),
     notes=tuple(notes),
   )
 
@@ -375,8 +378,11 @@ def title_lines(table: Table) -> tuple[str, str]:
   """Return what was measured, and on which data."""
   examples = f' ({table.examples:,} examples)' if table.examples else ''
   ours = all(run.comparable for row in table.rows for run in row.runs)
+  # GLUE publishes no labels of its test sets.
+  of_glue = table.task in PAPER_SHORT_TASKS and table.split == 'test'
+  split = 'development set' if of_glue else f'{table.split} split'
   return (
-    f'{table.task}: accuracy on the {table.split} split{examples}',
+    f'{table.task}: accuracy on the {split}{examples}',
     f'data: {table.dataset}' + ('' if ours else " (NOT the benchmark's own)"),
   )
 

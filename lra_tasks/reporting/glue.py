@@ -12,33 +12,33 @@ from lra_tasks.reporting.results import load_published
 from lra_tasks.reporting.rows import Row, Table
 
 
-class Column(NamedTuple):
-  """One metric of a task.
+class Metric(NamedTuple):
+  """One metric of a task: a column.
 
   Attributes:
     task: of GLUE.
-    metric: a field of `Run`.
+    field: of `Run`.
     header: of the column.
     published: name in published_results.csv.
   """
 
   task: str
-  metric: str
+  field: str
   header: str
   published: str
 
 
-COLUMNS = (
-  Column('sst2', 'accuracy', 'sst2', 'sst2'),
-  Column('mrpc', 'accuracy', 'mrpc', 'mrpc_acc'),
-  Column('mrpc', 'f1', 'mrpc F1', 'mrpc_f1'),
-  Column('qqp', 'accuracy', 'qqp', 'qqp_acc'),
-  Column('qqp', 'f1', 'qqp F1', 'qqp_f1'),
-  Column('mnli', 'accuracy', 'mnli', 'mnli_m'),
-  Column('qnli', 'accuracy', 'qnli', 'qnli'),
-  Column('wnli', 'accuracy', 'wnli', 'wnli'),
-  Column('rte', 'accuracy', 'rte', 'rte'),
-  Column('cola', 'matthews', 'cola MCC', 'cola_mcc'),
+METRICS = (
+  Metric('sst2', 'accuracy', 'sst2', 'sst2'),
+  Metric('mrpc', 'accuracy', 'mrpc', 'mrpc_acc'),
+  Metric('mrpc', 'f1', 'mrpc F1', 'mrpc_f1'),
+  Metric('qqp', 'accuracy', 'qqp', 'qqp_acc'),
+  Metric('qqp', 'f1', 'qqp F1', 'qqp_f1'),
+  Metric('mnli', 'accuracy', 'mnli', 'mnli_m'),
+  Metric('qnli', 'accuracy', 'qnli', 'qnli'),
+  Metric('wnli', 'accuracy', 'wnli', 'wnli'),
+  Metric('rte', 'accuracy', 'rte', 'rte'),
+  Metric('cola', 'matthews', 'cola MCC', 'cola_mcc'),
 )
 # The paper's names in Table 13.
 _PUBLISHED_AS = {'fastfood_fixed_rks': 'fastfood_fixed', 'fastfood_s_rks': 'fastfood_s'}
@@ -62,23 +62,26 @@ class Score(NamedTuple):
   comparable: bool
 
 
-class Overview(NamedTuple):
+class GlueOverview(NamedTuple):
   """All models on all tasks of GLUE.
 
   Attributes:
-    columns: those with a figure of ours.
+    metrics: those with a figure of ours.
     models: (model, what it was pre-trained on, '' for nothing).
-    scores: (model, pre-training, column) -> cell.
+    scores: (model, pre-training, metric) -> cell.
+    majority: metric -> that of always answering the commonest class; without F1, which depends on
+      which class that is.
     missing: tasks of the paper that were not run.
   """
 
-  columns: tuple[Column, ...]
+  metrics: tuple[Metric, ...]
   models: tuple[tuple[str, str], ...]
-  scores: dict[tuple[str, str, Column], Score]
+  scores: dict[tuple[str, str, Metric], Score]
+  majority: dict[Metric, float]
   missing: tuple[str, ...]
 
 
-def make_overview(tables: Iterable[Table], order: tuple[str, ...]) -> Overview | None:
+def make_overview(tables: Iterable[Table], order: tuple[str, ...]) -> GlueOverview | None:
   """Return the overview, None without runs on GLUE.
 
   Runs are those of the preset `paper`, with the learning rate that is best on the development set,
@@ -96,17 +99,20 @@ def make_overview(tables: Iterable[Table], order: tuple[str, ...]) -> Overview |
   if not found:
     return None
   scores = {
-    (model, corpus, column): _score(row, column)
+    (model, corpus, metric): _score(row, metric)
     for (model, corpus, task), row in found.items()
-    for column in COLUMNS
-    if column.task == task
+    for metric in METRICS
+    if metric.task == task
   }
   place = lambda model: order.index(model) if model in order else len(order)
   models = sorted({key[:2] for key in found}, key=lambda key: (place(key[0]), key))
-  columns = tuple(c for c in COLUMNS if any(key[2] is c for key in scores))
+  metrics = tuple(metric for metric in METRICS if any(key[2] is metric for key in scores))
   tried = {task for _, _, task in found}
-  missing = tuple(dict.fromkeys(c.task for c in COLUMNS if c.task not in tried))
-  return Overview(columns, tuple(models), scores, missing)
+  missing = tuple(dict.fromkeys(m.task for m in METRICS if m.task not in tried))
+  shares = {task: row.runs[0].majority_class for (_, _, task), row in found.items()}
+  guess = lambda metric: 0.0 if metric.field == 'matthews' else shares[metric.task]
+  majority = {metric: guess(metric) for metric in metrics if metric.field != 'f1'}
+  return GlueOverview(metrics, tuple(models), scores, majority, missing)
 
 
 def _by_model(table: Table) -> dict[tuple[str, str], Row]:
@@ -128,13 +134,13 @@ def _corpus(run: Run) -> str:
   return '/'.join(parts[:-4])
 
 
-def _score(row: Row, column: Column) -> Score:
-  values = [getattr(run, column.metric) or 0.0 for run in row.runs]
+def _score(row: Row, metric: Metric) -> Score:
+  values = [getattr(run, metric.field) or 0.0 for run in row.runs]
   name = _PUBLISHED_AS.get(row.model, row.model)
   published = [
     score.value
     for score in load_published('score')
-    if (score.model, score.task) == (name, f'glue/{column.published}')
+    if (score.model, score.task) == (name, f'glue/{metric.published}')
   ]
   return Score(
     statistics.fmean(values),

@@ -36,7 +36,9 @@ class Overview(NamedTuple):
   missing: tuple[tuple[str, str], ...] = ()
 
   def mean(self, model: str) -> float | None:
-    """Return the mean accuracy over the tasks; None if one of them is missing."""
+    """Return the mean accuracy over the tasks; None unless they are all, the paper's among them."""
+    if not set(PAPER_TASKS) <= set(self.tasks):
+      return None
     found = [self.rows.get((model, task)) for task in self.tasks]
     return None if None in found else statistics.fmean(row.accuracy for row in found)
 

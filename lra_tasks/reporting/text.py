@@ -50,14 +50,21 @@ def _markdown(text: str) -> str:
 
 
 def render_markdown(report: Report) -> str:
-  """Return the report as GitHub-flavoured Markdown."""
+  """Return the report as a page of GitHub-flavoured Markdown."""
   items = lambda notes: [f'- {_markdown(note)}' for note in notes]
-  lines, sheets = [], make_sheets(report)
+  lines = [
+    '# Results',
+    '',
+    'Made by `python -m lra_tasks.report`. Columns and marks are explained',
+    'at the end.',
+    '',
+  ]
+  sheets = make_sheets(report)
   for sheet in sheets.all:
     header, *rows = _lines(sheet, _markdown)
     rules = ['-' * (len(text) - 1) for text in header]
     rules = [f':{r}' if c.left else f'{r}:' for r, c in zip(rules, sheet.columns, strict=True)]
-    lines += [f'### {_markdown(sheet.title)}', '']
+    lines += [f'## {_markdown(sheet.title)}', '']
     lines += [_markdown(sheet.subtitle), ''] if sheet.subtitle else []
     lines += [f'| {" | ".join(texts)} |' for texts in (header, rules, *rows)]
     lines += ['', *items(sheet.notes), *([''] if sheet.notes else [])]

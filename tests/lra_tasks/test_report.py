@@ -378,9 +378,9 @@ def test_errors_are_one_line(capsys):
 
 
 def test_the_runs_of_the_package_are_the_default():
-  assert set(re.findall(r'^(\S+): accuracy on the test split', command().stdout, re.M)) == {
-    run.task for run in results.load_results([results.KEPT]).runs
-  }
+  assert set(
+    re.findall(r'^(\S+): accuracy on the (?:test split|development set)', command().stdout, re.M)
+  ) == {run.task for run in results.load_results([results.KEPT]).runs}
 
 
 def test_output_file_and_unfinished_runs_beside_csv(folder):

@@ -39,9 +39,9 @@ def test_the_learning_rate_is_the_best_by_the_metric_of_the_task():
   ]
   found = overview(*runs)
   assert found.models == (('gmm_prf', 'wikitext/wikitext-2'),)
-  assert [column.header for column in found.columns] == ['sst2', 'cola MCC']
+  assert [column.header for column in found.metrics] == ['sst2', 'cola MCC']
   assert found.missing == ('mrpc', 'qqp', 'mnli', 'qnli', 'wnli', 'rte')
-  sst2, cola = (found.scores['gmm_prf', 'wikitext/wikitext-2', c] for c in found.columns)
+  sst2, cola = (found.scores['gmm_prf', 'wikitext/wikitext-2', c] for c in found.metrics)
   assert (sst2.value, sst2.sd, sst2.learning_rate) == (0.70, None, 2e-5)
   assert abs(cola.value - 0.14) < 1e-9
   assert abs(cola.sd - 0.04 / 2**0.5) < 1e-9
@@ -136,7 +136,7 @@ def test_metrics_of_one_task_are_those_of_the_same_runs():
     run_of('mrpc', rate=1e-4, accuracy=0.70, f1=0.79),
     run_of('mrpc', rate=5e-4, accuracy=0.69, f1=0.81),
   )
-  values = [found.scores['gmm_prf', 'wikitext/wikitext-2', c].value for c in found.columns]
+  values = [found.scores['gmm_prf', 'wikitext/wikitext-2', c].value for c in found.metrics]
   assert values == [0.69, 0.81]
 
 
