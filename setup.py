@@ -40,7 +40,7 @@ TEST = [
   'scikit-learn>=1.5',  # Metrics are compared with its own.
 ]
 PLOTS = ['matplotlib>=3.8']  # Of speed, results and learned kernels.
-# jupytext --to ipynb --execute notebooks/NAME.py
+# jupytext --to ipynb --set-kernel python3 --execute notebooks/NAME.py
 NOTEBOOKS = ['ipykernel>=6.0', 'jupytext>=1.16', 'matplotlib>=3.8', 'nbconvert>=7.0']
 
 setuptools.setup(

@@ -401,7 +401,7 @@ def open_data(
     fields: `task` and `data` of a resolved config.
     data_dir: where prepared data is, or will be, kept.
     source: raw data to prepare from, if not in `data_dir`.
-    task_name: LRA's name of the data set within the task; None for the task's own.
+    task_name: name of the data set within the task; None for the task's own.
 
   Raises:
     ValueError: for an unknown task or data option, or damaged data.

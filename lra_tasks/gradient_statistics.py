@@ -1,4 +1,4 @@
-"""How much redrawn frequencies shake the gradient, and learning curves: the paper's 4.2 from runs.
+r"""How much redrawn frequencies shake the gradient, and learning curves: the paper's 4.2 from runs.
 
   python -m lra_tasks.gradient_statistics RUN... --out=DIR [--accuracies=20,40,60,80]
                                           [--examples=50] [--draws=50] [--source=DATA]

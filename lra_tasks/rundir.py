@@ -166,7 +166,7 @@ def open_data(
     description: contents of config.json.
     data_dir: where prepared data sets are kept.
     source: raw data to prepare from.
-    task_name: LRA's name of the data set within the task; None for that of the run.
+    task_name: name of the data set within the task; None for that of the run.
     otherwise: (name of the run's data set, name of the one that is there) -> the error's message.
 
   Raises:

@@ -65,7 +65,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   define(define_integers, 'seeds', [0], 'Seeds; the first one of everything comes first.')
   define(
     flags.DEFINE_string, 'preset', None,
-    "Preset of all configs; by default the models' own, if they have the same.",
+    "Preset of all configs; by default that of the models, which must then have the same.",
   )  # fmt: skip
   define(
     flags.DEFINE_multi_string, 'set', [],

@@ -270,7 +270,7 @@ def define_data_flags(flag_values: flags.FlagValues, *, of_run: bool = False) ->
     define('task', None, f'The task, where no config names it: {", ".join(TASKS)}.')
   define('data_dir', DATA_DIR, 'Where prepared data sets are kept (or the raw ones lie).')
   define('source', None, 'Directory or archive of the raw data, if not in data_dir.')
-  define('task_name', None, "LRA's name of the data set within the task.")
+  define('task_name', None, 'Data set within the task: yelp_reviews (text), wikitext-2 and others.')
 
 
 def read_data_flags(flag_values: flags.FlagValues) -> dict[str, str | None]:

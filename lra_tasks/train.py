@@ -2,7 +2,8 @@
 
   python -m lra_tasks.train --config=configs/listops.py:gmm_prf --model_dir=runs/gmm_prf
 
-The same command continues a run that was stopped, at the step that it had reached.
+Any field of the config can be changed: --config.batch_size=64. The same command continues a run
+that was stopped, at the step that it had reached.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def train(
     model_dir: the run's directory; README lists its files.
     data_dir: where prepared data sets are kept.
     source: raw data to prepare from.
-    task_name: LRA's name of the data set within the task.
+    task_name: name of the data set within the task.
     init_from: directory of a run whose encoder this one starts with; need not be named again.
     test_only: only evaluate the best checkpoint on the test split.
 

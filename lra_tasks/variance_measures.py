@@ -111,7 +111,7 @@ def measure_run(
     limit: of examples, the first ones; None for all.
     data_dir: where prepared data sets are kept.
     source: raw data to prepare from.
-    task_name: LRA's name of the data set within the task; None for that of the run.
+    task_name: name of the data set within the task; None for that of the run.
 
   Raises:
     FileNotFoundError: if there is no run or no checkpoint.

@@ -34,7 +34,7 @@ OURS = {
 }
 OTHERS = {'pytest', 'venv'}
 # Of jupytext, absl and git.
-FLAGS_OF_OTHERS = {'to', 'execute', 'verbosity', 'always', 'dirty', 'abbrev', 'error'}
+FLAGS_OF_OTHERS = {'to', 'set-kernel', 'execute', 'verbosity', 'always', 'dirty', 'abbrev', 'error'}
 # A word of a command line; what stands between quotes belongs to it.
 WORD = r"(?:'[^']*'|[^\s'`;])+"
 COMMAND = re.compile(rf'(?:python3? -m |`(?=\w+\.[\w.]+ --))([a-z][\w.]*)((?: +{WORD})*)')

@@ -202,16 +202,14 @@ def test_sums_over_relevant_positions():
   found = results('docs/analysis/sparse_sum')
   title = 'Sums over relevant positions: Fourier and positive features'
   rows = table('docs/analysis.md', title)
-  assert len(rows) == 3
+  assert len(rows) == 6
   for row in rows:
-    task = f'sparse_sum/{row[0]}'
-    (rks, slow), (prf, fast) = (found[task, model] for model in ('gmm_rks', 'gmm_prf'))
-    below = [line['step'] for line in slow if line['eval_accuracy'] < 0.8][-1:]
-    above = [line['step'] for line in fast if line['eval_accuracy'] > 0.6][:1]
-    values = [100 * rks['accuracy'], 100 * rks['voting_accuracy'], *below]
-    values += [100 * prf['accuracy'], 100 * prf['voting_accuracy'], *above]
-    assert shows(' '.join(row[1:]), values), row
-  majority = [100 * prf['majority_class']]
+    run, lines = found[f'sparse_sum/{row[1]}', name_of(row[0])]
+    above = [line['step'] for line in lines if line['eval_accuracy'] > 0.6][:1]
+    below = [line['step'] for line in lines if line['eval_accuracy'] < 0.8][-1:]
+    values = [100 * run['accuracy'], 100 * run['voting_accuracy'], *above, *below]
+    assert shows(' '.join(row[2:]), values), row
+  majority = [100 * run['majority_class']]
   assert says('docs/analysis.md', 'The commonest class has # %.', majority)
   rates = {
     run['learning_rate']: 100 * run['accuracy'] for run in runs_of('docs/analysis/sparse_sum_rates')

@@ -20,7 +20,7 @@ def cells(path):
 def test_notebook_has_the_cells_of_its_source(name):
   found = cells(ROOT / f'notebooks/{name}.ipynb')
   assert found == cells(ROOT / f'notebooks/{name}.py'), (
-    f'jupytext --sync, or: jupytext --to ipynb --execute notebooks/{name}.py'
+    f'jupytext --sync, or: jupytext --to ipynb --set-kernel python3 --execute notebooks/{name}.py'
   )
 
 

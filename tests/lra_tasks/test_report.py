@@ -378,9 +378,10 @@ def test_errors_are_one_line(capsys):
 
 
 def test_the_runs_of_the_package_are_the_default():
-  assert set(
-    re.findall(r'^(\S+): accuracy on the (?:test split|development set)', command().stdout, re.M)
-  ) == {run.task for run in results.load_results([results.KEPT]).runs}
+  title = r'^(\S+): accuracy on the (?:test split|development set)'
+  assert set(re.findall(title, command().stdout, re.M)) == {
+    run.task for run in results.load_results([results.KEPT]).runs
+  }
 
 
 def test_output_file_and_unfinished_runs_beside_csv(folder):
@@ -411,6 +412,5 @@ def test_pages_show_the_results_that_come_with_the_package():
   )
   text = report_text.render_markdown(built)
   assert (ROOT / 'docs' / 'results.md').read_text(encoding='utf-8') == text
-  overview = text.split('\n\n')[1]
-  assert overview.startswith('| model')
+  overview = next(part for part in text.split('\n\n') if part.startswith('| model'))
   assert overview in (ROOT / 'README.md').read_text(encoding='utf-8')
