@@ -294,6 +294,9 @@ def _mean_text(values: Sequence[float], text: Any) -> str:
 def learning_curves(curves: Sequence[Curve]) -> Any:
   """Return validation accuracy over steps, a panel for each data set and a line for each run.
 
+  Single evaluations have one draw of the frequencies and may jump from one to the next: of a run
+  with many, they are pale behind the mean of a twentieth of them.
+
   Raises:
     ImportError: without matplotlib.
   """
@@ -303,10 +306,15 @@ def learning_curves(curves: Sequence[Curve]) -> Any:
   for axis, models in zip(axes, groups.values(), strict=True):
     for model, runs in models.items():
       for run in runs:
-        percents = [100 * value for value in run.accuracies.values()]
-        (line,) = axis.plot(list(run.accuracies), percents, color=color(model), linewidth=1)
+        reached, percents = list(run.accuracies), 100 * np.array([*run.accuracies.values()])
+        width = max(1, len(reached) // 20)
+        if width > 1:
+          axis.plot(reached, percents, color=color(model), linewidth=0.5, alpha=0.4)
+        middle = reached[width // 2 :][: len(reached) - width + 1]
+        mean = np.convolve(percents, np.full(width, 1 / width), 'valid')
+        (line,) = axis.plot(middle, mean, color=color(model), linewidth=1.5)
         shown.setdefault(label(model), line)
-      axis.set(title=runs[0].title, xlabel='step', ylim=(0, 100))
+      axis.set(title=runs[0].title, xlabel='step', ylim=(0, 103))
   axes[0].set_ylabel('validation accuracy, %')
   figure.legend(shown.values(), shown.keys(), loc='outside right upper', frameon=False)
   return figure

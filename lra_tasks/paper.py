@@ -8,3 +8,12 @@ PAPER_MODELS = (
 PAPER_TASKS = ('listops', 'text', 'retrieval', 'image')
 # Of Tables 3 and 13, which report the best of several learning rates.
 PAPER_SHORT_TASKS = ('sst2', 'mrpc', 'qqp', 'mnli', 'qnli', 'wnli', 'rte', 'cola')
+
+
+def split_name(task: str, split: str) -> str:
+  """Return what a split is called in reports: GLUE has no labels of its test sets.
+
+  >>> split_name('text', 'test'), split_name('sst2', 'test')
+  ('test split', 'development set')
+  """
+  return 'development set' if task in PAPER_SHORT_TASKS and split == 'test' else f'{split} split'

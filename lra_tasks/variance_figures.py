@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lra_tasks.paper import split_name
 from lra_tasks.plotting import color, label, new_figure
 from lra_tasks.variance_measures import Variance
 
@@ -16,23 +17,38 @@ _MOST_NAMES = 14
 
 
 def draw_metrics(found: Sequence[Variance]) -> Any:
-  """Return the four metrics of the runs of one task side by side: Figure 5."""
+  """Return the four metrics of the runs of one task side by side: Figure 5.
+
+  A point is a run. Of each model the run whose votes are most accurate is filled.
+  """
   titles = ('RSD, median', 'PI, %', 'gain by voting', 'voting accuracy, %')
   figure, axes = new_figure(len(titles), width=2.8, height=3.4)
+  best = {v.model: v for v in sorted(found, key=lambda v: v.voting_accuracy)}
+  places = _places(found)
   for axis, title, values in zip(
     axes, titles, zip(*map(_metrics, found), strict=True), strict=True
   ):
-    axis.bar(range(len(found)), values, color=[color(v.model) for v in found])
-    axis.set_title(title)
-    axis.set_xticks([])
-    spread = max(values) - min(values)
-    if title.startswith(('gain', 'voting')) and spread:  # Bars from 0 would all look alike.
-      axis.set_ylim(max(min(values) - spread, 0), max(values) + 0.2 * spread)
+    for v, place, value in zip(found, places, values, strict=True):
+      face = color(v.model) if v is best[v.model] else 'none'
+      axis.plot(place, value, 'o', color=color(v.model), markerfacecolor=face)
+    axis.set(title=title, xticks=[], xlim=(-0.6, len(best) - 0.4))
     axis.grid(axis='y', alpha=0.3)
   _add_legend(figure, found)
   draws = ' or '.join(map(str, sorted({v.samples for v in found})))
-  figure.supxlabel(f'{found[0].task}, {found[0].split} split, {draws} draws', fontsize=8)
+  split = split_name(found[0].task, found[0].split)
+  caption = f'{found[0].task}, {split}, {draws} draws; filled: the most accurate run of a model'
+  figure.supxlabel(caption, fontsize=8)
   return figure
+
+
+def _places(found: Sequence[Variance]) -> list[float]:
+  """Return where each run stands: those of a model side by side, the less accurate on the left."""
+  places = {}
+  for column, model in enumerate(dict.fromkeys(v.model for v in found)):
+    runs = sorted((v for v in found if v.model == model), key=lambda v: v.voting_accuracy)
+    for i, v in enumerate(runs):
+      places[id(v)] = column + 0.7 * ((i + 0.5) / len(runs) - 0.5)
+  return [places[id(v)] for v in found]
 
 
 def _metrics(v: Variance) -> tuple[float, ...]:

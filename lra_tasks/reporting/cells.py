@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lra_tasks.paper import PAPER_MODELS, PAPER_SHORT_TASKS
+from lra_tasks.paper import PAPER_MODELS, split_name
 from lra_tasks.reporting import glue, results
 from lra_tasks.reporting.results import PublishedScore
 from lra_tasks.reporting.rows import Report, Row, Table, mean
@@ -378,11 +378,8 @@ def title_lines(table: Table) -> tuple[str, str]:
   """Return what was measured, and on which data."""
   examples = f' ({table.examples:,} examples)' if table.examples else ''
   ours = all(run.comparable for row in table.rows for run in row.runs)
-  # GLUE publishes no labels of its test sets.
-  of_glue = table.task in PAPER_SHORT_TASKS and table.split == 'test'
-  split = 'development set' if of_glue else f'{table.split} split'
   return (
-    f'{table.task}: accuracy on the {split}{examples}',
+    f'{table.task}: accuracy on the {split_name(table.task, table.split)}{examples}',
     f'data: {table.dataset}' + ('' if ours else " (NOT the benchmark's own)"),
   )
 

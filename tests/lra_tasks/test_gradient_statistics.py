@@ -228,6 +228,15 @@ def test_curves_are_drawn_for_each_data_set():
   assert [text.get_text() for text in legend.get_texts()] == ['gmm_rks', 'gmm_prf']
 
 
+def test_many_evaluations_are_drawn_with_their_mean():
+  pytest.importorskip('matplotlib')
+  many = curve('gmm_prf')._replace(accuracies={10 * i: 0.01 * i for i in range(60)})
+  (axis,) = gradient_statistics.learning_curves([many]).axes
+  raw, mean = (line.get_xydata() for line in axis.lines)
+  assert (len(raw), len(mean)) == (60, 58)
+  np.testing.assert_allclose(mean, raw[1:-1], atol=1e-9)  # A line is its own running mean.
+
+
 def test_accuracies_are_reached_exactly():
   assert gradient_statistics.first_to_reach({5: 0.59999, 10: 0.6, 15: 0.7}, 60) == 10
   assert gradient_statistics.first_to_reach({}, 60) is None

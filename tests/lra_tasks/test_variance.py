@@ -81,14 +81,23 @@ def test_correlations_by_hand():
   assert titles == ['R² = 0.96', 'R² = 0.96', 'R² = 1.00']
 
 
-def test_bars_are_the_metrics():
-  heights = [[bar.get_height() for bar in axis.patches[:3]] for axis in draw_metrics(FOUND).axes]
+def test_points_are_the_metrics():
+  heights = [[line.get_ydata()[0] for line in axis.lines] for axis in draw_metrics(FOUND).axes]
   assert heights == [
     pytest.approx([0.1, 0.2, 0.3]),
     pytest.approx([2, 4, 6]),
     pytest.approx([1.01, 1.02, 1.04]),
     pytest.approx([60.6, 61.2, 62.4]),
   ]
+
+
+def test_the_most_accurate_run_of_a_model_is_filled():
+  worse = result('gmm_prf', 1, 0.1, 0.02, 1.0)
+  axis = draw_metrics([*FOUND, worse]).axes[3]
+  filled = [line.get_markerfacecolor() != 'none' for line in axis.lines]
+  assert filled == [True, True, True, False]
+  places = [line.get_xdata()[0] for line in axis.lines]
+  assert places == pytest.approx([0.175, 1, 2, -0.175])
 
 
 def test_files_of_each_task(tmp_path):
