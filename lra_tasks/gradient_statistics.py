@@ -45,7 +45,6 @@ from kl_flax.checkpoints import has_checkpoint
 from kl_flax.heads import ACTIVATIONS, Classifier
 from kl_flax.inspection import markdown
 from kl_flax.models import MODELS, make_classifier
-from kl_flax.tokenizers import tokenizer_from_dict
 from lra_tasks import rundir, steps, tasks
 from lra_tasks.console import (
   define_integers,
@@ -226,21 +225,10 @@ def _parameters(run: str, step: int) -> Any:
 def _first_examples(
   run: str, description: Mapping[str, Any], examples: int, data: Mapping[str, Any]
 ) -> pipeline.Batch:
-  fields = description['config']
-  builder = rundir.open_data(
-    description,
-    **data,
-    otherwise=lambda stored, found: (
-      f'{run} was trained on {stored}, here is {found}: name its data by --source, --task_name and '
-      '--data_dir'
-    ),
-  )
-  spec = tasks.get_task(fields['task'])
-  tokenizer = tokenizer_from_dict(description['tokenizer'], run)
-  split = tasks.read(spec, builder, 'validation', tokenizer, fields['max_length'])
+  split = rundir.read_split(run, description, 'validation', **data)
   if len(split) < examples:
     raise ValueError(f'{run}: --examples={examples}, but there are only {len(split)}')
-  return pipeline.collate(split, range(examples), fields['max_length'])
+  return pipeline.collate(split, range(examples), description['config']['max_length'])
 
 
 # What is written.

@@ -122,11 +122,12 @@ def check_shown(model_type: str, model: Any, params: Any, shown: Sequence[str]) 
 
 
 def load_examples(
-  predictor: Predictor, description: Mapping[str, Any], options: Any
+  model_dir: str, predictor: Predictor, description: Mapping[str, Any], options: Any
 ) -> tuple[list[list[np.ndarray]], str]:
   """Return the token ids of examples, for each its sequences, and where they are from.
 
   Args:
+    model_dir: the run's directory.
     predictor: of the run.
     description: contents of its config.json.
     options: the command's flags.
@@ -154,17 +155,10 @@ def load_examples(
       f'the run is on {description["dataset"]}, whose data was named by --source: give the same '
       '--source again, or a text by --input'
     )
-  builder = rundir.open_data(
-    description,
-    **tasks.read_data_flags(options),
-    otherwise=lambda stored, found: (
-      f'the run is on {stored}, here is {found}: name its data by --source, --task_name and '
-      '--data_dir, or a text by --input'
-    ),
+  data = tasks.read_data_flags(options)
+  source = rundir.read_split(
+    model_dir, description, options.split, **data, way_out=', or a text by --input'
   )
-  spec = tasks.get_task(description['config']['task'])
-  length = predictor.model.encoder.max_length
-  source = tasks.read(spec, builder, options.split, predictor.tokenizer, length)
   first = options.index or 0
   if first >= len(source):
     raise ValueError(f'--index={first}: the {options.split} split has {len(source)} examples')
@@ -206,7 +200,7 @@ def inspect(model_dir: str, options: Any) -> list[Path]:
   shown = SHOWN if options.show is None else options.show
   # What can be shown is clear before any data is read.
   check_shown(model_type, model, predictor.params, shown)
-  rows, what = load_examples(predictor, description, options)
+  rows, what = load_examples(model_dir, predictor, description, options)
   encoded = [parts if model.num_inputs == 2 else parts[0] for parts in rows]
   trained, initial = (
     inspection.capture_inputs(predictor, encoded, params, encoded=True)

@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,12 +20,12 @@ import kl_flax
 from kl_flax.models import make_model
 from kl_flax.tokenizers import Tokenizer, tokenizer_from_dict
 from kl_flax.wordpiece import WordPieceTokenizer
-from lra_tasks import configuration, parallel
+from lra_tasks import configuration, parallel, tasks
 from lra_tasks.data import datasets
 from lra_tasks.files import lock, write_json
 from lra_tasks.finished import read_description
 from lra_tasks.steps import count_parameters
-from lra_tasks.tasks import TaskSpec
+from lra_tasks.tasks import TaskSpec, get_task
 
 _PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
@@ -152,38 +152,48 @@ def check_run(
     )
 
 
-def open_data(
+def read_split(
+  model_dir: str,
   description: Mapping[str, Any],
+  split: str,
   *,
   data_dir: str,
   source: str | None = None,
   task_name: str | None = None,
-  otherwise: Callable[[str, str], str],
-) -> datasets.Builder:
-  """Return the builder of the data that a run was made with, prepared.
+  way_out: str = '',
+) -> Sequence[Any]:
+  """Return the records of a split of the data that a run was made with, prepared if need be.
 
   Args:
-    description: contents of config.json.
+    model_dir: the run's directory.
+    description: contents of its config.json.
+    split: 'train', 'validation' or 'test'.
     data_dir: where prepared data sets are kept.
     source: raw data to prepare from.
     task_name: name of the data set within the task; None for that of the run.
-    otherwise: (name of the run's data set, name of the one that is there) -> the error's message.
+    way_out: what else can be done where the data is another, for the message.
 
   Raises:
     ValueError: if it is other data; then nothing was prepared.
     OSError: if the data cannot be prepared.
   """
+  fields, dataset = description['config'], description['dataset']
   with datasets.interruptible():
     builder = configuration.open_data(
-      description['config'],
+      fields,
       data_dir=data_dir,
       source=source,
       task_name=task_name or description.get('task_name'),
     )
-    if builder.info.full_name != description['dataset']:
-      raise ValueError(otherwise(description['dataset'], builder.info.full_name))
+    if builder.info.full_name != dataset:
+      raise ValueError(
+        f'{model_dir} was trained on {dataset}, here is {builder.info.full_name}: name its data by '
+        f'--source, --task_name and --data_dir{way_out}'
+      )
     datasets.prepare(builder)
-  return builder
+  tokenizer = tokenizer_from_dict(description['tokenizer'], model_dir)
+  spec = get_task(fields['task'])
+  return tasks.read(spec, builder, split, tokenizer, fields['max_length'])
 
 
 @contextlib.contextmanager

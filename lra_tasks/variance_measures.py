@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kl_flax.predictor import Predictor
-from lra_tasks import rundir, tasks
+from lra_tasks import rundir
 from lra_tasks.console import show_progress
 from lra_tasks.data import pipeline
 from lra_tasks.finished import Run, read_description
 from lra_tasks.metrics import VoteMetrics, Votes
-from lra_tasks.tasks import get_task
 
 # Examples whose votes are counted at a time.
 _CHUNK = 256
@@ -120,23 +119,13 @@ def measure_run(
   predictor = Predictor.restore(model_dir)
   description = read_description(model_dir)
   fields = description['config']
-  builder = rundir.open_data(
-    description,
-    data_dir=data_dir,
-    source=source,
-    task_name=task_name,
-    otherwise=lambda stored, found: (
-      f'{model_dir} was trained on {stored}, not on {found}: name its data by --source, '
-      '--task_name and --data_dir'
-    ),
-  )
-  spec = get_task(fields['task'])
-  records = tasks.read(
-    spec, builder, split, predictor.tokenizer, predictor.model.encoder.max_length
+  records = rundir.read_split(
+    model_dir, description, split, data_dir=data_dir, source=source, task_name=task_name
   )
   count = len(records) if limit is None else min(limit, len(records))
   with show_progress(f'{model_dir}: predicting', count) as advance:
-    found = measure(predictor, _examples(records, count, spec.num_inputs, advance), samples)
+    examples = _examples(records, count, predictor.model.num_inputs, advance)
+    found = measure(predictor, examples, samples)
   return Variance(
     fields['model_type'],
     fields['preset'],

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from kl_flax.dropout import Dropout
 from kl_flax.numerics import cuda_capability, pad_axis
 from kl_flax.sums import check_key_mask
 
@@ -44,7 +45,7 @@ class SoftmaxAttention(nn.Module):
       out = _attend(query, key, value, mask)
     else:
       weights = softmax_weights(query, key, mask).astype(query.dtype)
-      weights = nn.Dropout(self.dropout_rate)(weights, deterministic=False)
+      weights = Dropout(self.dropout_rate)(weights, deterministic=False)
       out = jnp.einsum('bhls,bshe->blhe', weights, value)
     if key_mask is None:
       return out

@@ -71,11 +71,6 @@ class AttentionLayer:
     """Parameters of the sampler; empty without any."""
     return self.attention_params.get('sampler', {})
 
-  @property
-  def is_learned(self) -> bool:
-    """Whether the frequencies have parameters."""
-    return bool(self.params)
-
 
 def capture(
   model: nn.Module,
