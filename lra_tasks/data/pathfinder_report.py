@@ -21,6 +21,7 @@ from lra_tasks.data.pathfinder_images import Images, generate, parameters
 # Images for the statistics: some seconds to half a minute on one core.
 _NUM_IMAGES = {32: 20_000, 64: 2000, 128: 2000, 256: 4000}
 _FRAME = 96  # Grey level between images.
+_MAGNIFIED = {32: 3, 64: 2}
 _NEWTON_STEPS = 20
 
 
@@ -109,7 +110,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = generate(parameters(side), arguments.seed, 0, _NUM_IMAGES[side])
     grid = PIL.Image.fromarray(draw_grid(images))
     if side == 256:  # At half its size it still shows the dashes.
-      grid = grid.resize((grid.width // 2, grid.height // 2), PIL.Image.Resampling.BOX)
+      grid = grid.reduce(2)
+    factor = _MAGNIFIED.get(side, 1)
+    grid = grid.resize((factor * grid.width, factor * grid.height), PIL.Image.Resampling.NEAREST)
     grid.save(os.path.join(arguments.out, f'pathfinder{side}.png'), optimize=True)
     attempts = images.attempts.mean()
     print(f'\n{side} x {side}: {len(images)} images, {attempts:.1f} attempts an image\n')
