@@ -33,7 +33,7 @@ from jaxtyping import Array, Bool, Float
 from kl_flax.numerics import divide, einsum_float32, product_dtype
 from kl_flax.sums import (
   FEATURE_MAPS,
-  NORM_FACTOR,
+  SQUARED_NORM_FACTOR,
   FeatureMap,
   check_inputs,
   denominator_floor,
@@ -90,7 +90,7 @@ def init_decoding(
     raise ValueError(f'features must be one of {FEATURE_MAPS}, got {features!r}')
   width = 2 * num_frequencies if features == 'fourier' else num_frequencies
   shift = None
-  if features in NORM_FACTOR:
+  if features in SQUARED_NORM_FACTOR:
     shift = jnp.full((batch, num_heads, width), -jnp.inf, jnp.float32)
   return DecodingState(
     sums=jnp.zeros((batch, num_heads, width, value_dim + 1), jnp.float32),
@@ -227,7 +227,7 @@ def _in_chunks(x, chunk):
 def _attend(state, query, key, value, mask, omega, log_weight, *, features, smoothing):
   """Return the state after a chunk, and the sums of its queries with the normaliser last."""
   dtype = product_dtype(query.dtype)
-  weigh = _weigh_log_features if features in NORM_FACTOR else _weigh_plain_features
+  weigh = _weigh_log_features if features in SQUARED_NORM_FACTOR else _weigh_plain_features
   weights, phi_q, phi_k, constant, shift, decay = weigh(
     state, query, key, mask, omega, log_weight, features=features, smoothing=smoothing
   )

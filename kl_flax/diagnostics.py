@@ -25,7 +25,7 @@ import numpy as np
 from kl_flax.fastfood import FastFood
 from kl_flax.orthogonal import Gaussian, OrthogonalGaussian, StructuredOrthogonal
 from kl_flax.spectral import GaussianMixture, as_weighted, optimal_stretch
-from kl_flax.sums import NORM_FACTOR, FeatureMap
+from kl_flax.sums import SQUARED_NORM_FACTOR, FeatureMap
 
 
 class Estimate(NamedTuple):
@@ -92,9 +92,9 @@ def mixture_estimate(
   shares = np.full(num_components, 1 / num_components) if shares is None else np.asarray(shares)
   if features == 'fourier':
     z, log_norm = key - query, np.zeros(len(query))
-  elif features in NORM_FACTOR:
+  elif features in SQUARED_NORM_FACTOR:
     z = key + query
-    log_norm = -NORM_FACTOR[features] * np.sum(query**2 + key**2, axis=1)
+    log_norm = -SQUARED_NORM_FACTOR[features] * np.sum(query**2 + key**2, axis=1)
   else:
     raise ValueError(f'features must be fourier, positive or softmax, got {features!r}')
   # f_c(n) = g(nᵀa_c + b_c), with g the cosine or the exponential.
@@ -313,7 +313,7 @@ def draw_estimates(
   """
   num_heads, _, head_dim = query.shape
   z = jnp.asarray(key - query if features == 'fourier' else key + query, jnp.float32)
-  norm = -NORM_FACTOR.get(features, 0.0) * np.sum(query**2 + key**2, axis=-1)
+  norm = -SQUARED_NORM_FACTOR.get(features, 0.0) * np.sum(query**2 + key**2, axis=-1)
   params = jax.tree.map(jnp.asarray, params)
 
   @jax.jit

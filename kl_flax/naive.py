@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from kl_flax.numerics import divide
 from kl_flax.sums import (
-  NORM_FACTOR,
+  SQUARED_NORM_FACTOR,
   FeatureMap,
   check_inputs,
   denominator_floor,
@@ -86,8 +86,8 @@ def naive_attention_weights(
     head_dim, omega = query.shape[-1], omega.astype(wide)
     query, key = query[:, :, None] * head_dim**-0.25, key[:, None] * head_dim**-0.25
     log_weight = 0.0 if log_weight is None else log_weight.astype(wide)
-    if features in NORM_FACTOR:
-      log_kernel = _log_kernel(query, key, omega, log_weight, NORM_FACTOR[features])
+    if features in SQUARED_NORM_FACTOR:
+      log_kernel = _log_kernel(query, key, omega, log_weight, SQUARED_NORM_FACTOR[features])
       if smoothing:
         log_kernel = jnp.logaddexp(log_kernel, 2 * jnp.log(smoothing))
       any_valid = jnp.any(valid, axis=2, keepdims=True)

@@ -24,7 +24,7 @@ _DEFAULT_SMOOTHING = {'fourier': 1.0}
 # The maps without frequencies.
 WITHOUT_FREQUENCIES = ('elu', 'relu')
 # The maps that are computed in log space, and the factor of |x|² in their exponent.
-NORM_FACTOR = {'positive': 1.0, 'softmax': 0.5}
+SQUARED_NORM_FACTOR = {'positive': 1.0, 'softmax': 0.5}
 
 
 def attention_sums(
@@ -46,7 +46,7 @@ def attention_sums(
   smoothing = resolve_smoothing(features, smoothing)
   check_inputs(query, key, value, omega, features, key_mask, smoothing, log_weight)
   mask = None if key_mask is None else key_mask[:, :, None, None]
-  if features in NORM_FACTOR:
+  if features in SQUARED_NORM_FACTOR:
     log_q, log_k = log_features(
       query, key, omega, features=features, log_weight=log_weight, smoothing=smoothing
     )
@@ -112,7 +112,7 @@ def log_features(
   that is, without smoothing.
   """
   # The temperature is folded into omega: H·M·D work instead of B·L·H·D.
-  norm = NORM_FACTOR[features] * omega.shape[-1] ** -0.5
+  norm = SQUARED_NORM_FACTOR[features] * omega.shape[-1] ** -0.5
   omega = omega * omega.shape[-1] ** -0.25
   log_q = project(query, omega)
   if smoothing:

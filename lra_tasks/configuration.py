@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import runpy
 import sys
@@ -399,7 +400,7 @@ def open_data(
 
   Args:
     fields: `task` and `data` of a resolved config.
-    data_dir: where prepared data is, or will be, kept.
+    data_dir: where prepared data is, or will be, kept; '~' is the home directory.
     source: raw data to prepare from, if not in `data_dir`.
     task_name: name of the data set within the task; None for the task's own.
 
@@ -408,10 +409,11 @@ def open_data(
     OSError: if the data cannot be found or fetched.
   """
   spec = get_task(fields['task'])
+  whole = lambda path: path and os.path.abspath(os.path.expanduser(path))
   return spec.make_builder(
     data_options(spec.name, fields['data']),
-    data_dir=data_dir,
-    source=source,
+    data_dir=whole(data_dir),
+    source=whole(source),
     task_name=task_name or spec.task_name,
   )
 

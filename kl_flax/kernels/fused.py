@@ -16,7 +16,7 @@ from kl_flax.kernels import TILE, backward, forward, padded_head_dim
 from kl_flax.kernels.tiles import LOG2E, NEVER, Plan, num_tiles, whole_length
 from kl_flax.numerics import floored, pad_axis
 from kl_flax.sums import (
-  NORM_FACTOR,
+  SQUARED_NORM_FACTOR,
   FeatureMap,
   check_inputs,
   denominator_floor,
@@ -50,7 +50,7 @@ class Options(NamedTuple):
   @property
   def norm_factor(self) -> float:
     """Return the factor of |key|² in the exponent, temperature included."""
-    return NORM_FACTOR[self.features] * self.head_dim**-0.5
+    return SQUARED_NORM_FACTOR[self.features] * self.head_dim**-0.5
 
   def plan(self, blocks: int, length: int) -> Plan:
     """Return how to cut `length` positions, `blocks` times over."""

@@ -213,11 +213,10 @@ def make_builder(
   if task_name not in (None, task):
     raise ValueError(f'unknown task_name {task_name!r} of {task}: only {task!r} exists')
   row = GLUE_TASKS[task]
-  data_dir = os.path.abspath(os.path.expanduser(data_dir))
   make = lambda **values: Glue(data_dir=data_dir, config=GlueConfig(task=task, data=data, **values))
   original = make()
   if source:
-    path = glue_files.locate(os.path.abspath(os.path.expanduser(source)), row)
+    path = glue_files.locate(source, row)
   else:
     if os.path.exists(original.data_dir):
       return original

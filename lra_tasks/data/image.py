@@ -224,10 +224,9 @@ def make_builder(
   """
   if task_name != 'cifar10':
     raise ValueError(f"unknown task_name {task_name!r} of image: only 'cifar10' exists")
-  data_dir = os.path.abspath(os.path.expanduser(data_dir))
   original = Image(data_dir=data_dir, config=ImageConfig(data=data))
   if source:
-    path = _find(os.path.abspath(os.path.expanduser(source)))
+    path = _find(source)
   else:
     there = os.path.isdir(data_dir) and not os.path.exists(original.data_dir)
     path = image_files.find_batches(data_dir) if there else None

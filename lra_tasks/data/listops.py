@@ -348,8 +348,7 @@ def make_builder(
       f'task_name={task_name!r} must be the prefix of a file name, of letters, digits, '
       "'.', '_' and '-', such as 'basic'"
     )
-  data_dir = os.path.abspath(os.path.expanduser(data_dir))
-  directory = os.path.abspath(os.path.expanduser(source)) if source else data_dir
+  directory = source or data_dir
   paths, missing = _find_tsv(directory, task_name)
   if missing and (source or len(missing) < len(paths)):
     names = ', '.join(map(os.path.basename, missing))

@@ -400,8 +400,7 @@ def make_builder(
   if task_name not in names:
     raise ValueError(unknown_name('task_name', task_name, names))
   difficulty = names[task_name]
-  data_dir = os.path.abspath(os.path.expanduser(data_dir))
-  where = os.path.abspath(os.path.expanduser(source)) if source else data_dir
+  where = source or data_dir
   directory = find_release(where, resolution, difficulty)
   if source and not directory:
     raise FileNotFoundError(

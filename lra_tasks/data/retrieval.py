@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -208,9 +207,8 @@ def make_builder(
   """
   if task_name != 'aan':
     raise ValueError(f"unknown task_name {task_name!r} of retrieval: only 'aan' exists")
-  data_dir = os.path.abspath(os.path.expanduser(data_dir))
   if source:
-    config = _choose_in_source(os.path.abspath(os.path.expanduser(source)), data)
+    config = _choose_in_source(source, data)
   else:
     config = _choose_in_data_dir(data_dir, data)
   builder = Retrieval(data_dir=data_dir, config=config)

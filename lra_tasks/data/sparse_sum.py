@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -283,7 +282,6 @@ def make_builder(
     raise ValueError(f'--source={source}: sparse_sum is generated, leave --source out')
   if task_name not in (None, 'sparse_sum'):
     raise ValueError(unknown_name('task_name', task_name, ['sparse_sum']))
-  data_dir = os.path.abspath(os.path.expanduser(data_dir))
   return SparseSum(data_dir=data_dir, config=SparseSumConfig(data=data))
 
 

@@ -203,10 +203,8 @@ def make_builder(
   if task_name not in CORPORA:
     raise ValueError(unknown_name('task_name', task_name, CORPORA))
   corpus = CORPORA[task_name]
-  data_dir = os.path.abspath(os.path.expanduser(data_dir))
   original = Text(data_dir=data_dir, config=TextConfig(corpus=corpus, data=data))
   if source:
-    source = os.path.abspath(os.path.expanduser(source))
     path = corpus.find(source) if os.path.isdir(source) else source
     if not path or not os.path.exists(path):
       raise FileNotFoundError(

@@ -384,11 +384,8 @@ def make_builder(
   """
   if task_name not in CORPORA:
     raise ValueError(unknown_name('task_name', task_name, CORPORA))
-  data_dir = os.path.abspath(os.path.expanduser(data_dir))
   original = WikiText(data_dir=data_dir, config=WikiTextConfig(corpus=task_name, data=data))
-  if source:
-    source = os.path.abspath(os.path.expanduser(source))
-  else:
+  if not source:
     source = os.path.join(data_dir, task_name)
     if os.path.exists(original.data_dir) or not os.path.isdir(source):
       return original
