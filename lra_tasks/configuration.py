@@ -237,17 +237,37 @@ def load(
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Parse a command line; a wrong flag, model, preset or field is one line, not a traceback."""
-  try:
-    return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    print(f'error: {find_unknown_field(argv) or _reason(error)}', file=sys.stderr)
-    sys.exit(1)
+  problem = _missing_file(argv)
+  if not problem:
+    try:
+      return flags.FLAGS(argv)
+    except SyntaxError as error:
+      problem = f'{error.filename}, line {error.lineno}: {error.msg}'
+    except (flags.Error, AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+      problem = find_unknown_field(argv) or _reason(error)
+  print(f'error: {problem}', file=sys.stderr)
+  sys.exit(1)
+
+
+def _missing_file(argv: Iterable[str]) -> str | None:
+  """Return a message about a --config of a command line whose file does not exist."""
+  for argument in argv:
+    path = argument.removeprefix('--config=').partition(':')[0]
+    if path != argument and not os.path.exists(path):
+      folder, name = os.path.split(path)
+      if not os.path.isdir(folder or '.'):
+        return f'--config: {path} does not exist, seen from {os.getcwd()}'
+      known = [other for other in os.listdir(folder or '.') if other.endswith('.py')]
+      return unknown_name(f'file of {folder or "."}', name, known)
+  return None
 
 
 def _reason(error: Exception) -> str:
   """Return what went wrong, of messages that hold a whole traceback its last line."""
   lines = str(error.args[0] if error.args else error).strip().splitlines() or [repr(error)]
   reason = re.sub(r'^[\w.]*Error: ', '', lines[-1])
+  if (name := reason.strip('\'"')) in NESTED:  # Of a field in it, where the file has none.
+    return f'the config has no {name}: add config.{name} = ml_collections.ConfigDict() to its file'
   unknown = isinstance(error, flags.UnrecognizedFlagError)
   return f'{reason} (--help lists all flags)' if unknown else reason
 

@@ -45,6 +45,15 @@ def handle_signals(numbers: Iterable[int], handler: Callable[[int, Any], None]) 
       signal.signal(number, former)
 
 
+def exit_code_of(number: int) -> int:
+  """Return the exit code of a process that a signal ended, as shells have it.
+
+  >>> exit_code_of(signal.SIGTERM)
+  143
+  """
+  return 128 + number
+
+
 def set_up_logging() -> None:
   """Show our own messages; of the libraries', only warnings.
 

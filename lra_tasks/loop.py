@@ -16,7 +16,7 @@ from kl_flax.votes import count_votes
 from lra_tasks import parallel
 from lra_tasks.console import Progress
 from lra_tasks.data.pipeline import Batch
-from lra_tasks.metrics import Votes, mean_of_draws
+from lra_tasks.metrics import LABELS, Votes, mean_of_draws
 from lra_tasks.run_checkpoints import RunCheckpoints
 from lra_tasks.run_log import RunLog, means
 
@@ -137,9 +137,11 @@ class Loop:
     if sums is None:
       return None
     metrics = means(sums, 'eval_')
+    own = ''
     if self.judged_by != 'accuracy':
       score = mean_of_draws(self.judged_by, sums['confusion_by_draw'])
       metrics[f'eval_{self.judged_by}'] = score
+      own = f', {LABELS[self.judged_by]} {score:.4f}'
     if not np.isfinite(metrics['eval_loss']):
       raise _non_finite(f'validation loss is {metrics["eval_loss"]}', step)
     self.log.add(
@@ -153,9 +155,9 @@ class Loop:
       }
     )
     logger.info(
-      'step %d/%d: training loss %.4f, accuracy %.4f; validation loss %.4f, accuracy %.4f; %s',
+      'step %d/%d: training loss %.4f, accuracy %.4f; validation loss %.4f, accuracy %.4f%s; %s',
       step, self.fields['num_train_steps'], train['train_loss'], train['train_accuracy'],
-      metrics['eval_loss'], metrics['eval_accuracy'], f'{rate:.2f} steps/s' if rate else '-',
+      metrics['eval_loss'], metrics['eval_accuracy'], own, f'{rate:.2f} steps/s' if rate else '-',
     )  # fmt: skip
     if train['train_truncated'] or metrics['eval_truncated']:
       logger.warning(

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lra_tasks.console import handle_signals
+from lra_tasks.console import exit_code_of, handle_signals
 from lra_tasks.data.pipeline import Share
 from lra_tasks.steps import AXIS
 
@@ -33,14 +33,19 @@ def start() -> None:
   if jax.distributed.is_initialized():
     return
   address = os.environ.get('JAX_COORDINATOR_ADDRESS')
+  others = ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+  if not address and (given := [name for name in others if name in os.environ]):
+    raise ValueError(f'{given[0]} is set, but JAX_COORDINATOR_ADDRESS (host:port) is not')
   sizes = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')  # Of the step: what srun started.
   managed = any(int(os.environ.get(name, '1')) > 1 for name in sizes)
   pod = ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
   if address:
     explicit = {}
-    for name in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'):
+    for name in others:
       if name not in os.environ:
         raise ValueError(f'JAX_COORDINATOR_ADDRESS={address} is set, but {name} is not')
+      if not os.environ[name].isdecimal():
+        raise ValueError(f'{name} must be a whole number, got {os.environ[name]!r}')
       explicit[name[4:].lower()] = int(os.environ[name])
     jax.distributed.initialize(address, heartbeat_timeout_seconds=30, **explicit)
   elif managed or pod:
@@ -205,5 +210,5 @@ class Preemption:
 
   @property
   def exit_code(self) -> int:
-    """Return 0 after SIGTERM (the scheduler starts the run again), 130 after Ctrl-C."""
-    return 130 if self.signal == signal.SIGINT else 0
+    """Return 130 after Ctrl-C, else 143, as of a process that SIGTERM ended: it is not finished."""
+    return exit_code_of(signal.SIGINT if self.signal == signal.SIGINT else signal.SIGTERM)

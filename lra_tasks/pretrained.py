@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,9 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from kl_flax import checkpoints
-from kl_flax.models import get_row
+from kl_flax.models import get_row, make_model
 from kl_flax.tokenizers import Tokenizer, tokenizer_from_dict
+from lra_tasks import configuration, steps
 from lra_tasks.files import read_json
+
+# Arguments of a model that are not about its encoder's parameters.
+_FREE = (
+  'activation', 'dropout_rate', 'dtype', 'hidden_dim', 'interaction', 'mask_zero', 'num_classes',
+  'num_inputs', 'num_predictions', 'separator',
+)  # fmt: skip
 
 
 class Pretrained:
@@ -48,53 +56,82 @@ class Pretrained:
     step = self._results['best_step'] or self._results['steps']
     return f'{described["task"]}/{model}/{described["config_id"]}/seed{seed}/step{step}'
 
-  def start(self, params: Mapping[str, Any], max_length: int) -> dict[str, Any]:
+  def check(self, arguments: Mapping[str, Any]) -> None:
+    """Refuse a model with another encoder; for this neither data nor checkpoints are needed.
+
+    Args:
+      arguments: of `kl_flax.models.make_model`.
+
+    Raises:
+      ValueError: if the encoders differ; the message names a parameter and what makes it so.
+    """
+    model = self._description['model']
+    by_position = get_row(model['model_type']).depends_on_positions
+    if by_position and model['max_length'] != arguments['max_length']:
+      raise self._mismatch(
+        f'{model["model_type"]} depends on the largest length, which is max_length='
+        f'{model["max_length"]} there and {arguments["max_length"]} here: --config.max_length='
+        f'{model["max_length"]} makes them equal'
+      )
+    there, here = (
+      {name: value for name, value in each.items() if name not in _FREE}
+      for each in (model, json.loads(json.dumps(dict(arguments))))
+    )
+    self._compare(*map(_encoder_shapes, (model, arguments)), configuration.difference(there, here))
+
+  def start(self, params: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters whose encoder is that of the run; the head stays as it is.
 
     The vector of the mask, which only models of masked tokens have, is left out or stays.
 
     Args:
       params: of the model, as they are drawn.
-      max_length: of the model.
 
     Raises:
       FileNotFoundError: if the run has no checkpoint.
-      ValueError: if the encoders differ; the message names the parameter. If the checkpoint is
-        damaged.
+      ValueError: if the encoders differ, see `check`; if the checkpoint is damaged.
     """
-    model = self._description['model']
-    by_position = get_row(model['model_type']).depends_on_positions
-    if by_position and model['max_length'] != max_length:
-      raise self._mismatch(
-        f'{model["model_type"]} depends on the largest length, which is max_length='
-        f'{model["max_length"]} there and {max_length} here: --config.max_length='
-        f'{model["max_length"]} makes them equal'
-      )
     _, state = checkpoints.restore(self.model_dir)
-    given = _flat(state['params']['encoder'])
-    wanted = _flat(params['encoder'])
+    given, wanted = _flat(state['params']['encoder']), _flat(params['encoder'])
+    self._compare(given, wanted)
+    taken = [_fitted(given[name], wanted[name]) for name in wanted]
+    return {**params, 'encoder': jax.tree.unflatten(jax.tree.structure(params['encoder']), taken)}
+
+  def _compare(
+    self, given: Mapping[str, Any], wanted: Mapping[str, Any], differences: Sequence[str] = ()
+  ) -> None:
+    """Raise a ValueError unless all parameters (or shapes) have a place; `differences` tell why."""
     if lacking := wanted.keys() - given.keys():
-      raise self._mismatch(f'it has no parameter {min(lacking)}')
+      raise self._mismatch(f'it has no parameter {min(lacking)}', differences)
     if unknown := given.keys() - wanted.keys():
-      raise self._mismatch(f'its parameter {min(unknown)} has no place here')
-    taken = {name: self._fitted(name, given[name], wanted[name]) for name in wanted}
-    treedef = jax.tree.structure(params['encoder'])
-    return {**params, 'encoder': jax.tree.unflatten(treedef, taken.values())}
+      raise self._mismatch(f'its parameter {min(unknown)} has no place here', differences)
+    for name in wanted:
+      there, here = given[name].shape, wanted[name].shape
+      # One of the two may have the mask.
+      with_mask = name == 'embedding/table' and abs(there[0] - here[0]) <= 1
+      if there[with_mask:] != here[with_mask:]:
+        raise self._mismatch(f'its {name} is {there}, here it is {here}', differences)
 
-  def _fitted(self, name: str, given: np.ndarray, wanted: jax.Array) -> jax.Array:
-    alike = name == 'embedding/table' and given.shape[1:] == wanted.shape[1:]
-    if alike and abs(len(given) - len(wanted)) <= 1:  # One of the two may have the mask.
-      rows = min(len(given), len(wanted))
-      return wanted.at[:rows].set(given[:rows])
-    if given.shape != wanted.shape:
-      raise self._mismatch(f'its {name} is {given.shape}, here it is {wanted.shape}')
-    return jnp.asarray(given, wanted.dtype)
-
-  def _mismatch(self, what: str) -> ValueError:
+  def _mismatch(self, what: str, differences: Sequence[str] = ()) -> ValueError:
     return ValueError(
-      f'--init_from={self.model_dir} does not fit: {what}. Model, pooling, sizes and tokenizer '
-      'must be those of that run'
+      '\n  '.join(
+        [
+          f'--init_from={self.model_dir} does not fit: {what}. Model, pooling, sizes and tokenizer '
+          'must be those of that run' + ':' * bool(differences),
+          *differences,
+        ]
+      )
     )
+
+
+def _fitted(given: np.ndarray, wanted: jax.Array) -> jax.Array:
+  """Return the rows of the other run's array that have a place, in front of our own."""
+  rows = min(len(given), len(wanted)) if given.ndim else None
+  return wanted.at[:rows].set(given[:rows]) if given.ndim else jnp.asarray(given, wanted.dtype)
+
+
+def _encoder_shapes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+  return _flat(steps.parameter_shapes(make_model(**arguments))['encoder'])
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -82,6 +82,23 @@ def results(
   }
 
 
+def describe(found: Mapping[str, Any]) -> str:
+  """Return the contents of results.json in a sentence.
+
+  >>> describe({'accuracy': 0.69, 'examples': 100, 'majority_class': 0.7, 'judged_by': 'matthews',
+  ...           'matthews': 0.0, 'loss': 0.62})[:52]
+  'Test accuracy 69.00 %, Matthews correlation 0.000, l'
+  """
+  parts = [f'Test accuracy {100 * found["accuracy"]:.2f} %']
+  if (name := found['judged_by']) != 'accuracy':
+    parts.append(f'{metrics.LABELS[name]} {found[name]:.3f}')
+  parts.append(f'loss {found["loss"]:.4f}')
+  return (
+    f'{", ".join(parts)} on {found["examples"]} examples ({100 * found["majority_class"]:.2f} % by '
+    'always answering the commonest class)'
+  )
+
+
 def _metrics(
   description: Mapping[str, Any], sums: Mapping[str, np.ndarray]
 ) -> dict[str, float | None]:

@@ -127,7 +127,12 @@ def stored_origin(model_dir: str) -> Origin | None:
 
 
 def check_run(
-  model_dir: str, fields: Mapping[str, Any], source: str | None, *, resume: bool
+  model_dir: str,
+  fields: Mapping[str, Any],
+  source: str | None,
+  *,
+  resume: bool,
+  write: bool = True,
 ) -> None:
   """Refuse a directory that cannot hold this run, as far as the config tells: before data is read.
 
@@ -136,13 +141,20 @@ def check_run(
     fields: the resolved config.
     source: raw data, as it was named.
     resume: whether a run that lies there may be continued.
+    write: whether anything will be written there.
 
   Raises:
     ValueError: if it holds another run, or any run where `resume` is False; if the run that lies
       there was given a `source`, and now there is none.
+    OSError: if it cannot be written.
   """
   existing = read_description(model_dir)
   if existing is None:
+    if write and parallel.is_primary():
+      existed = os.path.isdir(model_dir)
+      _check_writable(model_dir)
+      if not existed:  # What else is wrong may only show when the data is read.
+        os.rmdir(model_dir)
     return
   _refuse(model_dir, config_difference(existing['config'], fields), resume)
   if existing.get('from_source') and source is None:
@@ -237,7 +249,8 @@ def open_run(
         description['sessions'] = _sessions(existing, description)
         if write:
           kept = len(description['config'].get('keep_accuracies', ()))
-          _check_writable(model_dir, state, _CHECKPOINTS_ON_DISK + kept)
+          _check_writable(model_dir)
+          _check_room(model_dir, state, _CHECKPOINTS_ON_DISK + kept)
           stack.enter_context(_hold(model_dir))
           if isinstance(tokenizer, WordPieceTokenizer):
             tokenizer.save(model_dir)
@@ -308,7 +321,7 @@ def config_difference(stored: Mapping[str, Any], fields: Mapping[str, Any]) -> l
   )
 
 
-def _check_writable(model_dir: str, state: Any, checkpoints: int) -> None:
+def _check_writable(model_dir: str) -> None:
   probe = os.path.join(model_dir, f'.probe-{jax.process_index()}')
   try:
     os.makedirs(model_dir, exist_ok=True)
@@ -317,6 +330,9 @@ def _check_writable(model_dir: str, state: Any, checkpoints: int) -> None:
     os.remove(probe)
   except OSError as error:
     raise OSError(f'--model_dir={model_dir} cannot be written: {error.strerror}') from error
+
+
+def _check_room(model_dir: str, state: Any, checkpoints: int) -> None:
   needed = checkpoints * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   free = shutil.disk_usage(model_dir).free
   if free < needed:

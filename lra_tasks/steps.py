@@ -92,9 +92,13 @@ def zero_batch(model: Model) -> dict[str, jax.Array]:
 
 def count_parameters(model: Model) -> int:
   """Return the number of parameters without computing any."""
+  return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(model)))
+
+
+def parameter_shapes(model: Model) -> Any:
+  """Return the parameters as `jax.ShapeDtypeStruct`."""
   key = jax.random.key(0)
-  shapes = jax.eval_shape(lambda: init_params(model, key, key))
-  return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+  return jax.eval_shape(lambda: init_params(model, key, key))
 
 
 def key_mask(batch: dict[str, jax.Array]) -> jax.Array:

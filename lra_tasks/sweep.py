@@ -37,7 +37,7 @@ from lra_tasks import configuration, tasks
 from lra_tasks.console import define_integers, one_line_errors, set_up_logging
 from lra_tasks.paper import PAPER_MODELS
 from lra_tasks.sweep_jobs import Job, make_jobs
-from lra_tasks.sweep_runs import Outcome, Sweep, make_workers
+from lra_tasks.sweep_runs import START_SECONDS, Outcome, Sweep, make_workers
 
 # Not __name__: this file runs as __main__.
 logger = logging.getLogger('lra_tasks.sweep')
@@ -65,7 +65,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   define(define_integers, 'seeds', [0], 'Seeds; the first one of everything comes first.')
   define(
     flags.DEFINE_string, 'preset', None,
-    "Preset of all configs; by default that of the models, which must then have the same.",
+    'Preset of all configs; by default that of the models, or paper if theirs differ.',
   )  # fmt: skip
   define(
     flags.DEFINE_multi_string, 'set', [],
@@ -150,15 +150,18 @@ def _warn_of_test_splits(jobs: Sequence[Job]) -> None:
 
 @one_line_errors
 def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
-  """Run what the flags say; return 0, 1 after an error or a failed run, 130 if interrupted."""
+  """Run what the flags say; return 0, 1 after an error or a failed run, 128 + that of a signal."""
   set_up_logging()
   started = time.monotonic()
   if len(argv) > 1:
     raise ValueError(f'unknown arguments: {" ".join(argv[1:])}; --help tells more')
   if not flag_values.tasks:
     raise ValueError(f'--tasks is required, some of: {", ".join(tasks.TASKS)}')
-  if flag_values.minutes is not None and not flag_values.minutes > 0:
-    raise ValueError(f'--minutes must be above 0, got {flag_values.minutes}')
+  if flag_values.minutes is not None and not 60 * flag_values.minutes > START_SECONDS:
+    raise ValueError(
+      f'--minutes must be above {START_SECONDS / 60}, got {flag_values.minutes}: no run is begun '
+      f'with less than {START_SECONDS} s left'
+    )
   if flag_values.delete_checkpoints and flag_values.results_dir is None:
     raise ValueError('--delete_checkpoints needs --results_dir, which keeps what is left of a run')
   jobs = make_jobs(

@@ -14,6 +14,9 @@ from lra_tasks import configuration
 from lra_tasks.pretrained import Pretrained
 from lra_tasks.tasks import get_task
 
+# The preset of models whose own differ.
+_COMMON = 'paper'
+
 
 class Job(NamedTuple):
   """One run.
@@ -99,8 +102,7 @@ def make_jobs(
 
   Raises:
     FileNotFoundError: if there is no such run.
-    ValueError: for unknown tasks, models, presets, fields or values; if there is no preset and
-      models have different ones.
+    ValueError: for unknown tasks, models, presets, fields or values.
   """
   for kind, values in {'tasks': task_names, 'models': models, 'seeds': seeds}.items():
     if not values or len(set(values)) < len(values):
@@ -153,9 +155,11 @@ def _config(task: str, model: str, preset: str | None, configs: str) -> str:
 def _preset(task: str, models: Sequence[str], preset: str | None, configs: str) -> str:
   """Return the preset of all models on a task: the one that was named, or their own.
 
+  Where their own differ, so do sizes and steps, and a table of them would compare nothing: then it
+  is `paper`.
+
   Raises:
-    ValueError: if the task does not have it, or the models' own differ: so do their sizes and steps
-      then, and a table of them would compare nothing.
+    ValueError: if the task does not have it.
   """
   found: dict[str, list[str]] = {}
   for model in models:
@@ -164,13 +168,7 @@ def _preset(task: str, models: Sequence[str], preset: str | None, configs: str) 
       found.setdefault(configuration.load(config).preset, []).append(model)
     except ValueError as error:
       raise ValueError(f'{task}: {error}') from error
-  if len(found) > 1:
-    text = '; '.join(f'{label!r} of {", ".join(names)}' for label, names in found.items())
-    raise ValueError(
-      f'{task}: the default presets of these models differ, and with them sizes and steps: {text}; '
-      f'name one for all, such as --preset={next(iter(found))}'
-    )
-  return next(iter(found))
+  return next(iter(found)) if len(found) == 1 else _preset(task, models, _COMMON, configs)
 
 
 def _parse_change(change: str, flag: str = '--set') -> tuple[str, str]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lra_tasks import parallel, rundir
-from lra_tasks.console import handle_signals
+from lra_tasks.console import exit_code_of, handle_signals
 from lra_tasks.files import is_taken, lock
 from lra_tasks.finished import Run, Unfinished, read_description, read_folder
 from lra_tasks.sweep_jobs import Job
@@ -28,7 +28,7 @@ logger = logging.getLogger('lra_tasks.sweep')
 
 KEPT_FILES = ('config.json', 'metrics.jsonl', 'results.json')
 # Seconds that a run needs before its first step; with less left, none is begun.
-_START = 30
+START_SECONDS = 30
 # Seconds before the end at which a run is told to save its state, and until it is killed.
 _SAVING, _PATIENCE = 20, 120
 # Between two looks at what other sweeps have finished.
@@ -39,6 +39,8 @@ _REPORT = 60
 _LOCK = '.sweep_lock'
 # The share of a GPU's memory that JAX takes: its name and the former one, of which one may be set.
 _MEMORY = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
+# Exit codes of a training that was asked to stop, by us or by a scheduler.
+_ASKED = tuple(map(exit_code_of, (signal.SIGINT, signal.SIGTERM)))
 # Of a training, where several are made at once: their lines would stand between each other's.
 _LOG = 'train.log'
 
@@ -248,7 +250,7 @@ class Sweep:
         title = f'Run {i + 1} of {len(self._jobs)}: {job.name}'
         found[job] = self._failed.get(job) or self._attempt(job, worker, title)
       states = {outcome.state for outcome in found.values()}
-      if 'undecided' not in states or self._signal or self._left() < _START:
+      if 'undecided' not in states or self._signal or self._left() < START_SECONDS:
         break
       if found == before and 'taken' in states:
         time.sleep(_POLL)  # Another one makes what decides.
@@ -276,8 +278,8 @@ class Sweep:
 
   @property
   def exit_code(self) -> int:
-    """Return 130 after Ctrl-C, else 0: a scheduler that stops the sweep starts it again."""
-    return 130 if self._signal == signal.SIGINT else 0
+    """Return 0 unless a signal stopped it: then 130 after Ctrl-C, 143 after SIGTERM and so on."""
+    return exit_code_of(self._signal) if self._signal else 0
 
   def _directories(self) -> list[pathlib.Path]:
     return [self._runs] if self._kept is None else [self._kept, self._runs]
@@ -307,7 +309,7 @@ class Sweep:
     if found.state == 'finished':
       self._keep(job)
     idle = found.state in ('finished', 'undecided', 'passed over')
-    if idle or self._signal or self._left() < _START:
+    if idle or self._signal or self._left() < START_SECONDS:
       return found
     folder = self._runs / job.name
     try:
@@ -330,7 +332,7 @@ class Sweep:
     found = self._outcome(job)
     if found.state == 'finished':
       self._keep(job)
-    elif code and not was_asked:
+    elif code not in (0, *_ASKED) and not was_asked:
       where = str(self._runs / job.name / _LOG) if self._several else 'above'
       found = self._failed[job] = Outcome('failed', f'with exit code {code}, see {where}')
     if self._several:

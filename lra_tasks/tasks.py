@@ -292,15 +292,26 @@ def tokenizer_of(
     ValueError: if the data consists of the ids of another tokenizer than the pre-trained one.
   """
   own = builder.tokenizer or spec.tokenizer
-  if pretrained is None or pretrained == own:
-    return own
-  if spec.view is None or not isinstance(pretrained, WordPieceTokenizer):
-    needed = 'any with word pieces' if spec.view else f'{type(own).__name__} ({own.vocab_size} ids)'
-    raise ValueError(
-      f'the tokenizer of the run that --init_from names does not fit {spec.name}: it is '
-      f'{type(pretrained).__name__} ({pretrained.vocab_size} ids), needed is {needed}'
-    )
-  return pretrained
+  check_tokenizer(spec, pretrained, own)
+  return pretrained or own
+
+
+def check_tokenizer(
+  spec: TaskSpec, pretrained: Tokenizer | None, own: Tokenizer | None = None
+) -> None:
+  """Raise the ValueError of `tokenizer_of`, as far as it shows without the data: without `own`."""
+  own = own or spec.tokenizer
+  takes_word_pieces = spec.view is not None
+  if pretrained in (None, own) or (
+    takes_word_pieces and isinstance(pretrained, WordPieceTokenizer)
+  ):
+    return
+  needed = f'{type(own).__name__} ({own.vocab_size} ids)'
+  raise ValueError(
+    f'the tokenizer of the run that --init_from names does not fit {spec.name}: it is '
+    f'{type(pretrained).__name__} ({pretrained.vocab_size} ids), needed is '
+    + ('any with word pieces' if takes_word_pieces else needed)
+  )
 
 
 def read(

@@ -38,8 +38,14 @@ from lra_tasks.run_checkpoints import RunCheckpoints
 from lra_tasks.run_log import RunLog
 from lra_tasks.tasks import get_task
 
+# New attributes: LRA's files leave fields out that --config.FIELD=VALUE may set all the same; which
+# names there are is for `configuration.resolve`.
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'configs/TASK.py:MODEL[,PRESET], or an original LRA file.', lock_config=True
+  'config',
+  None,
+  'configs/TASK.py:MODEL[,PRESET], or an original LRA file.',
+  lock_config=False,
+  accept_new_attributes=True,
 )
 _MODEL_DIR = flags.DEFINE_string(
   'model_dir', None, 'Directory of the run; a run that lies there is continued.'
@@ -78,7 +84,7 @@ def train(
     test_only: only evaluate the best checkpoint on the test split.
 
   Returns:
-    The exit code: 0 when finished or preempted while training, 130 after Ctrl-C.
+    The exit code: 0 when finished, 143 when preempted (SIGTERM), 130 after Ctrl-C.
 
   Raises:
     ValueError: for impossible settings, or a model_dir that holds another run.
@@ -92,7 +98,7 @@ def train(
     return 0
   fields = _with_dtype(fields, model_dir)
   pretrained = origin.tokenizer if origin else None
-  steps.count_parameters(make_model(**configuration.model_arguments(fields, tokenizer=pretrained)))
+  _check_model(fields, origin)
 
   task_name = task_name or rundir.stored_task_name(model_dir)
   builder = _prepare_data(fields, data_dir, source, task_name)
@@ -124,7 +130,7 @@ def train(
     checkpoints = RunCheckpoints(os.path.join(model_dir, 'checkpoints'), fields['keep_accuracies'])
     stack.callback(checkpoints.close)
     restored = checkpoints.restore_newest(state, batches)
-    step, state = restored or (0, _start(state, origin, fields, model_dir, test_only))
+    step, state = restored or (0, _start(state, origin, model_dir, test_only))
     if step:
       logger.info('Continuing at step %d of %d.', step, fields['num_train_steps'])
     log = RunLog(model_dir, step, started, write=parallel.is_primary() and write)
@@ -175,8 +181,19 @@ def _check(
   parallel.check_batch_size(fields['batch_size'])
   origin = Pretrained(init_from) if init_from else rundir.stored_origin(model_dir)
   fields = fields | {'pretrained': origin.label if origin else ''}
-  rundir.check_run(model_dir, fields, source, resume=_may_resume(fields, test_only))
+  resume = _may_resume(fields, test_only)
+  rundir.check_run(model_dir, fields, source, resume=resume, write=not test_only)
   return fields, origin
+
+
+def _check_model(fields: dict[str, Any], origin: Pretrained | rundir.Origin | None) -> None:
+  """Refuse a model that cannot be made, or cannot start with the encoder of the origin."""
+  pretrained = origin.tokenizer if origin else None
+  tasks.check_tokenizer(get_task(fields['task']), pretrained)
+  arguments = configuration.model_arguments(fields, tokenizer=pretrained)
+  steps.count_parameters(make_model(**arguments))
+  if isinstance(origin, Pretrained):
+    origin.check(arguments)
 
 
 def _may_resume(fields: dict[str, Any], test_only: bool) -> bool:
@@ -267,7 +284,6 @@ def _init_state(fields: dict[str, Any], model: nn.Module, adamw: Any) -> Any:
 def _start(
   state: Any,
   origin: Pretrained | rundir.Origin | None,
-  fields: dict[str, Any],
   model_dir: str,
   test_only: bool,
 ) -> Any:
@@ -283,8 +299,11 @@ def _start(
   if origin is None:
     return state
   if not isinstance(origin, Pretrained):
-    raise ValueError(f'{model_dir} holds no checkpoint to go on from: give --init_from again')
-  return state.replace(params=origin.start(state.params, fields['max_length']))
+    raise ValueError(
+      f'{model_dir} holds no checkpoint to go on from: give --init_from again (it was '
+      f'{origin.model_dir}), or delete the directory to start anew'
+    )
+  return state.replace(params=origin.start(state.params))
 
 
 def _num_draws(fields: dict[str, Any], name: str) -> int:
@@ -340,12 +359,10 @@ def _test(
     eval_samples=samples,
   )
   path = os.path.join(model_dir, 'results.json')
+  # Said before it is written, which may fail.
+  logger.info('%s: %s', run_results.describe(found), path)
   if parallel.is_primary():
     write_json(path, found)
-  logger.info(
-    'Test accuracy %.2f %% on %d examples (%.2f %% by always answering the commonest class): %s',
-    100 * found['accuracy'], found['examples'], 100 * found['majority_class'], path,
-  )  # fmt: skip
   return 0
 
 
@@ -353,9 +370,10 @@ def main(argv: list[str]) -> int:
   """Parse the flags, run, and turn errors into messages and exit codes."""
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
-  for flag in (_CONFIG, _MODEL_DIR):
+  for flag, example in ((_CONFIG, 'configs/listops.py:gmm_prf'), (_MODEL_DIR, 'runs/gmm_prf')):
     if flag.value is None:
-      raise app.UsageError(f'--{flag.name} is required')
+      print(f'error: --{flag.name} is required, such as --{flag.name}={example}', file=sys.stderr)
+      return 1
   set_up_logging()
   parallel.enable_compilation_cache()
   values = flags.FLAGS

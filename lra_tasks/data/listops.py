@@ -340,8 +340,8 @@ def make_builder(
   Raises:
     ValueError: if the task name could not stand in a file name, or if there are files and `data`
       asks for other sizes than the default ones.
-    FileNotFoundError: if one of the files is missing in `source`, or if `data_dir` holds some
-      but not all of them.
+    FileNotFoundError: if one of the files is missing in `source`; if `data_dir` holds some but not
+      all of them, or none of a `task_name` other than 'basic'.
   """
   if not re.fullmatch(r'[A-Za-z0-9_-][A-Za-z0-9._-]*', task_name):
     raise ValueError(
@@ -356,11 +356,12 @@ def make_builder(
     if not source:
       way_out += ', or move the others away to use generated data'
     raise FileNotFoundError(f'{directory} lacks {names}: {way_out}')
+  if missing and task_name != 'basic':
+    raise FileNotFoundError(
+      f'there is no {task_name}_{{train,val,test}}.tsv in {data_dir}: name their directory by '
+      '--source, or leave --task_name out to use generated data'
+    )
   if missing:
-    if task_name != 'basic':
-      logger.warning(
-        'ListOps: no %s_{train,val,test}.tsv in %s: generated data is used', task_name, data_dir
-      )
     config = ListOpsConfig(data=data)
   else:
     _refuse_sizes(data, directory, task_name)

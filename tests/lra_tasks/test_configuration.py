@@ -1,5 +1,6 @@
 import functools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,16 @@ from lra_tasks.tasks import TASKS
 
 # GLUE's share one, which is tested by itself.
 WITH_FILE = [name for name, spec in TASKS.items() if not spec.config_file]
+
+# A file that, as LRA's own do, names no more than what its model changes.
+LRA_FILE = """
+import ml_collections
+
+def get_config():
+  return ml_collections.ConfigDict({'model_type': 'transformer', 'batch_size': 32})
+"""
+# For commands that start in another directory.
+PATH_HERE = {'PYTHONPATH': str(ROOT)}
 
 
 def lra_config(**fields):
@@ -693,6 +704,44 @@ def test_the_command_ends_with_one_line():
   assert (done.returncode, done.stdout) == (1, '')
   assert done.stderr.startswith("error: unknown preset 'papper'")
   assert done.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--config=configs/listop.py:gmm_prf'], "unknown file of configs 'listop.py' (did you mean"),
+    (['--config=nowhere/x.py'], '--config: nowhere/x.py does not exist, seen from '),
+    (['--config=bad.py'], 'bad.py, line 1: invalid syntax'),
+    (['--config=lra.py', '--config.data.num_train=2'], 'the config has no data: add config.data ='),
+    (
+      ['--config=lra.py', '--task=text', '--config.evalsamples=2'],
+      "unknown config field 'evalsamples' (did you",
+    ),
+    ([], '--config is required, such as --config=configs/listops.py:gmm_prf'),
+  ],
+)
+def test_command_lines_that_cannot_be(arguments, message, tmp_path, capsys, monkeypatch):
+  (tmp_path / 'configs').symlink_to(f'{ROOT}/configs')
+  (tmp_path / 'bad.py').write_text('def get_config(:')
+  (tmp_path / 'lra.py').write_text(LRA_FILE)
+  monkeypatch.chdir(tmp_path)
+  command = [sys.executable, '-m', 'lra_tasks.train', '--model_dir=run', *arguments]
+  done = subprocess.run(command, capture_output=True, text=True, env=os.environ | PATH_HERE)
+  assert (done.returncode, done.stdout) == (1, '')
+  assert done.stderr.startswith(f'error: {message}')
+  assert done.stderr.count('\n') == 1
+  assert not (tmp_path / 'run').exists()
+
+
+def test_fields_that_a_file_of_lra_leaves_out_can_be_set(tmp_path):
+  (tmp_path / 'lra.py').write_text(LRA_FILE)
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_file(
+    'config', flag_values=values, lock_config=False, accept_new_attributes=True
+  )
+  values(['', f'--config={tmp_path}/lra.py', '--config.eval_samples=2'])
+  fields = resolve(config.value, 'listops')
+  assert (fields['eval_samples'], fields['batch_size']) == (2, 32)
 
 
 def test_nested_model_overrides_flat_fields():

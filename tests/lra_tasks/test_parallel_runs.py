@@ -25,7 +25,7 @@ from lra_tasks.loop import NonFiniteLossError
 @pytest.mark.slow
 def test_kills_and_signals_lose_nothing(shared, reference, tmp_path, caplog):
   checkpoints, log = tmp_path / 'checkpoints', tmp_path / 'metrics.jsonl'
-  for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+  for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
     log.unlink(missing_ok=True)
     process = start(shared, tmp_path, devices=2)
     wait_for(process, log.exists)  # It is opened right before the loop.
@@ -44,7 +44,7 @@ def test_a_signal_loses_nothing(shared, reference, tmp_path, caplog):
   process = start(shared, tmp_path, devices=2)
   wait_for(process, (tmp_path / 'checkpoints/10').exists)
   process.send_signal(signal.SIGTERM)
-  assert 'the same command goes on from there' in finish(process)
+  assert 'the same command goes on from there' in finish(process, 143)
   assert not (tmp_path / 'results.json').exists()
   assert run_here(shared, tmp_path) == 0
   assert 'Continuing at step' in caplog.text
@@ -80,7 +80,7 @@ def test_two_processes_equal_one_with_two_devices(shared, reference, tmp_path, s
     wait_for(processes[1], log.exists)
     processes[1].send_signal(signal.SIGTERM)
     for process in processes:
-      finish(process)
+      finish(process, 143)
     log.unlink()
     kill_one(start_two(shared, tmp_path), 1, log.exists)
   outputs = [finish(p) for p in start_two(shared, tmp_path)]

@@ -94,13 +94,17 @@ def test_the_other_run_is_needed_at_the_start_alone(shared, tmp_path, pretrained
     run_here(shared, tmp_path / 'a', **FROZEN)
 
 
-def parameters(model_type='linear_transformer', **sizes):
-  """Parameters, all zero, of a classifier like the pre-trained one, or another."""
-  sizes = {
-    'num_classes': 10, 'vocab_size': 16, 'emb_dim': 16, 'num_heads': 2, 'num_layers': 1,
-    'qkv_dim': 32, 'mlp_dim': 16, 'max_length': 64, **sizes,
+def arguments(model_type='linear_transformer', **sizes):
+  """Arguments of a classifier like the pre-trained model, or of another."""
+  return {
+    'model_type': model_type, 'num_classes': 10, 'vocab_size': 16, 'emb_dim': 16, 'num_heads': 2,
+    'num_layers': 1, 'qkv_dim': 32, 'mlp_dim': 16, 'max_length': 64, **sizes,
   }  # fmt: skip
-  model = make_classifier(model_type, **sizes)
+
+
+def parameters(**sizes):
+  """Its parameters, all zero."""
+  model = make_classifier(**arguments(**sizes))
   rngs = {'params': jax.random.key(0), 'spectral': jax.random.key(0)}
   shapes = jax.eval_shape(model.init, rngs, jnp.zeros((1, 8), jnp.int32))['params']
   return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -117,16 +121,19 @@ def parameters(model_type='linear_transformer', **sizes):
   ],
 )
 def test_encoders_that_do_not_fit(pretrained, changes, message):
-  with pytest.raises(
-    ValueError, match=f'--init_from=.* does not fit: {message}.*those of that run'
-  ):
-    Pretrained(str(pretrained)).start(parameters(**changes), 64)
+  match = f'--init_from=.* does not fit: {message}.*those of that run'
+  (name,) = changes
+  with pytest.raises(ValueError, match=rf'(?s){match}:.*\n  {name}: .* there, .* now'):
+    Pretrained(str(pretrained)).check(arguments(**changes))
+  with pytest.raises(ValueError, match=match):
+    Pretrained(str(pretrained)).start(parameters(**changes))
 
 
 def test_an_encoder_that_fits(pretrained):
   _, state = checkpoints.restore(str(pretrained))
   for vocab_size in (16, 17, 18):  # Without a mask, with it, and with one more id.
-    params = Pretrained(str(pretrained)).start(parameters(vocab_size=vocab_size), 64)
+    Pretrained(str(pretrained)).check(arguments(vocab_size=vocab_size))
+    params = Pretrained(str(pretrained)).start(parameters(vocab_size=vocab_size))
     table = state['params']['encoder']['embedding']['table']
     expected = np.concatenate([table, np.zeros((1, 16), np.float32)])[:vocab_size]
     np.testing.assert_array_equal(params['encoder']['embedding']['table'], expected)
@@ -138,7 +145,7 @@ def test_runs_that_are_none(pretrained, tmp_path):
     Pretrained(str(tmp_path / 'nowhere'))
   shutil.copytree(pretrained, tmp_path / 'd', ignore=shutil.ignore_patterns('checkpoints'))
   with pytest.raises(FileNotFoundError, match='holds no checkpoint yet'):
-    Pretrained(str(tmp_path / 'd')).start(parameters(), 64)
+    Pretrained(str(tmp_path / 'd')).start(parameters())
   (tmp_path / 'd/results.json').unlink()
   with pytest.raises(FileNotFoundError, match='a run that is not finished: let it run on'):
     Pretrained(str(tmp_path / 'd'))
@@ -151,7 +158,7 @@ def test_mechanisms_that_depend_on_the_largest_length(pretrained, tmp_path):
   (tmp_path / 'd/config.json').write_text(json.dumps(description))
   message = 'reformer depends on the largest length, which is max_length=64 there and 32 here'
   with pytest.raises(ValueError, match=f'{message}: --config.max_length=64 makes them equal'):
-    Pretrained(str(tmp_path / 'd')).start(parameters(), 32)
+    Pretrained(str(tmp_path / 'd')).check(arguments(max_length=32))
 
 
 def test_masked_models_have_a_cls_position_where_the_classifier_has_one():

@@ -318,10 +318,9 @@ def test_task_name_is_a_prefix_of_a_file_name(tmp_path, task_name):
     listops.make_builder(ListOpsData(), data_dir=str(tmp_path), task_name=task_name)
 
 
-def test_other_task_name_without_files_warns(tmp_path, caplog):
-  builder = listops.make_builder(SMALL, data_dir=str(tmp_path), task_name='mine')
-  assert builder.builder_config.data == SMALL
-  assert 'no mine_{train,val,test}.tsv' in caplog.text
+def test_other_task_name_without_files_is_an_error(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'no mine_{train,val,test}.tsv in .*--source'):
+    listops.make_builder(SMALL, data_dir=str(tmp_path), task_name='mine')
 
 
 def test_damaged_file_fails_to_prepare(tmp_path, sequences):
