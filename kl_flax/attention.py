@@ -20,6 +20,7 @@ from kl_flax.spectral import as_weighted
 from kl_flax.sums import (
   FeatureMap,
   attention_sums,
+  check_arrays,
   denominator_floor,
   resolve_smoothing,
 )
@@ -77,7 +78,8 @@ def kernel_attention(
     The attention output, in the query's dtype.
 
   Raises:
-    ValueError: for inconsistent shapes or an unknown option; if 'fused' cannot run.
+    ValueError: for inconsistent shapes, no key at all, arrays that are not floating or an unknown
+      option; if 'fused' cannot run.
 
   >>> import jax, jax.numpy as jnp
   >>> q = k = jax.random.normal(jax.random.key(0), (1, 5, 2, 4))
@@ -133,6 +135,9 @@ class KernelAttention(nn.Module):
     causal: whether a position sees itself and earlier ones alone.
     implementation: see `kernel_attention`.
 
+  Raises:
+    ValueError: for a class in place of a sampler; when called, as `kernel_attention` does.
+
   >>> import jax, jax.numpy as jnp
   >>> from kl_flax.spectral import GaussianMixture
   >>> attention = KernelAttention(GaussianMixture(8), 'fourier')
@@ -149,6 +154,13 @@ class KernelAttention(nn.Module):
   causal: bool = False
   implementation: Implementation = 'auto'
 
+  def __post_init__(self) -> None:
+    """Check the sampler at once: a class, when called, would take heads for frequencies."""
+    super().__post_init__()
+    if isinstance(self.sampler, type):
+      name = self.sampler.__name__
+      raise ValueError(f'sampler must be an instance, such as {name}(128), got the class {name}')
+
   @property
   def effective_smoothing(self) -> float:
     """Return `smoothing`, or what these features take by default."""
@@ -164,11 +176,14 @@ class KernelAttention(nn.Module):
     *,
     deterministic: bool = True,
   ) -> Float[Array, 'b l h e']:
-    """Return the attention output; there are no weights that dropout could act on."""
+    """Return the attention output; there are no weights that dropout could act on.
+
+    Raises:
+      ValueError: see `kernel_attention`.
+    """
     del deterministic
-    omega, log_weight = None, None
-    if self.sampler is not None:
-      omega, log_weight = as_weighted(self.sampler(query.shape[2], query.shape[3]))
+    check_arrays(query, key, value)
+    omega, log_weight = self.frequencies(query.shape[2], query.shape[3])
     out, denominator = _attend(
       query,
       key,
@@ -184,6 +199,30 @@ class KernelAttention(nn.Module):
     if self.features == 'fourier' and not self.is_initializing():
       self._sow_nonpositive(denominator, key_mask)
     return out
+
+  def frequencies(
+    self, num_heads: int, head_dim: int
+  ) -> tuple[Float[Array, 'h m d'] | None, Float[Array, 'h m'] | None]:
+    """Return omega and log_weight that a call with the same variables and key draws.
+
+    They are what `kl_flax.decode_step` and `kernel_attention` take. Use it as
+
+        attention.apply(variables, H, D, method='frequencies', rngs={'spectral': key})
+
+    and not the sampler alone: the draw depends on the key and on the module's place in the model,
+    which Flax folds into it. For the same reason attention inside of a model is asked from there,
+    by a method of the model that calls `self.attention.frequencies(H, D)`.
+
+    Args:
+      num_heads: H.
+      head_dim: D.
+
+    Returns:
+      omega, None without a sampler, and the log of its weights, None where all count equally.
+    """
+    if self.sampler is None:
+      return None, None
+    return as_weighted(self.sampler(num_heads, head_dim))
 
   def _sow_nonpositive(self, denominator, key_mask):
     """Let whoever trains see how often the estimate of a positive quantity is none.

@@ -123,6 +123,7 @@ def decode_step(
     key: its key, in the same dtype.
     value: its value, in the same dtype.
     omega: see `kernel_attention`, like features, smoothing and log_weight; the same at all steps.
+      Those of a module come from `KernelAttention.frequencies`.
     features: as given to `init_decoding`.
     key_mask: False where the position's key takes no part (and leaves the state as it is); None
       means that all do.
@@ -138,6 +139,23 @@ def decode_step(
   >>> state, out = decode_step(state, q, k, jnp.full((1, 2, 3), 5.0), jnp.ones((2, 8, 4)))
   >>> out.tolist()  # The first position sees its own value alone.
   [[[5.0, 5.0, 5.0], [5.0, 5.0, 5.0]]]
+
+  Step by step what a module gives all at once, with the frequencies that it draws:
+
+  >>> import jax
+  >>> from kl_flax import GaussianMixture, KernelAttention
+  >>> attention = KernelAttention(GaussianMixture(8), causal=True)
+  >>> x = jax.random.normal(jax.random.key(0), (1, 5, 2, 4))
+  >>> rngs = {'spectral': jax.random.key(1)}
+  >>> variables = attention.init({'params': jax.random.key(2), **rngs}, x, x, x)
+  >>> whole = attention.apply(variables, x, x, x, rngs=rngs)
+  >>> omega, log_weight = attention.apply(variables, 2, 4, method='frequencies', rngs=rngs)
+  >>> state = init_decoding(1, 2, omega.shape[1], 4, features=attention.features)
+  >>> options = {'features': attention.features, 'smoothing': attention.smoothing}
+  >>> for i in range(5):
+  ...   now = x[:, i]
+  ...   state, out = decode_step(state, now, now, now, omega, log_weight=log_weight, **options)
+  ...   assert jnp.allclose(out, whole[:, i], atol=1e-5)
   """
   query, key, value = (x[:, None] for x in (query, key, value))
   key_mask = None if key_mask is None else key_mask[:, None]

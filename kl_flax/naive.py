@@ -38,6 +38,8 @@ def naive_kernel_attention(
   causal: bool = False,
 ) -> Float[Array, 'b l h e']:
   """Return `kl_flax.kernel_attention` through the matrix of weights."""
+  smoothing = resolve_smoothing(features, smoothing)
+  check_inputs(query, key, value, omega, features, key_mask, smoothing, log_weight)
   weights = naive_attention_weights(
     query,
     key,

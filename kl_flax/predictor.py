@@ -27,7 +27,10 @@ from kl_flax.wordpiece import WordPieceTokenizer
 logger = logging.getLogger(__name__)
 
 _SHORTEST_BUCKET = 32
-_BATCH_SIZE = 32
+# That programs are compiled for, largest first. On CPUs a batch of long inputs takes as long as
+# they do one by one, so that filling it up costs as much as inputs do; GPUs want few calls.
+_BATCH_SIZES = (32, 8, 4, 1)
+_LARGEST_BATCH = _BATCH_SIZES[0]
 # That exported models run on.
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -51,7 +54,8 @@ class Predictor:
   """A trained classifier with its tokenizer.
 
   Inputs are padded to the next power of two, so that a handful of programs is compiled whatever
-  their lengths: for each length bucket one for single inputs and one for batches of 32.
+  their lengths and number: for each length bucket at most four, for batches of 1, 4, 8 and 32.
+  Other numbers are made of these; at most a quarter of a batch is filling.
 
   Models with a learned kernel draw their frequencies once, as the run's own evaluation does:
   the same input gives the same answer. `vote` draws them many times.
@@ -119,7 +123,8 @@ class Predictor:
       inputs: raw inputs, any number: strings, bytes, images, or pairs of them for a model of pairs;
         or one string, bytes or image array alone. Longer ones than the model takes are cut, as in
         training, and counted in the log.
-      encoded: whether inputs are token ids already, int[length] (of pairs, two of them).
+      encoded: whether inputs are token ids already, int[length], several or one alone (for a model
+        of pairs, tuples of two).
 
     Raises:
       TypeError: for an input of the wrong type.
@@ -149,17 +154,17 @@ class Predictor:
 
     Raises:
       TypeError: see `predict`.
-      ValueError: likewise; for fewer than 1 sample.
+      ValueError: likewise; for samples that are no integer or fewer than 1.
     """
-    if samples < 1:
-      raise ValueError(f'samples must be at least 1, got {samples}')
+    if not isinstance(samples, (int, np.integer)) or samples < 1:
+      raise ValueError(f'samples must be an integer of at least 1, got {samples!r}')
     tokens = self.encode(inputs, 'vote', encoded=encoded)
     draws = np.arange(samples)
     if not self.stochastic:
       logger.warning('This model draws nothing: a vote is %d times the same prediction.', samples)
       draws = draws[:1]
     logits = np.zeros((len(draws), len(tokens), self.model.num_classes), np.float64)
-    for rows, batch, lengths in self._batches(tokens, alone=True):
+    for rows, batch, lengths in self._batches(tokens, (_LARGEST_BATCH, 1)):
       logits[:, rows] = self._draw(self.params, batch, lengths, draws)[:, : len(rows)]
     vote = count_votes(np.broadcast_to(logits, (samples, *logits.shape[1:])))
     return dataclasses.replace(vote, names=self._names(vote.labels))
@@ -169,21 +174,28 @@ class Predictor:
     return None if names is None else [names[label] for label in labels]
 
   def warm_up(
-    self, lengths: Iterable[int] | None = None, batch_sizes: Iterable[int] = (1, _BATCH_SIZE)
+    self, lengths: Iterable[int] | None = None, batch_sizes: Iterable[int] = _BATCH_SIZES
   ) -> dict[tuple[int, int], float]:
-    """Compile what `predict` runs for inputs of these lengths; return how long a call then takes.
+    """Compile what `predict` runs for inputs of these lengths; return how long a batch then takes.
 
     Args:
       lengths: in tokens; by default the longest that the model takes.
-      batch_sizes: 1, or any other for batches of 32.
+      batch_sizes: how many inputs of a length there will be in a call; by default any number.
 
     Returns:
-      Seconds of a call, the median of five, by (length that is computed, batch size).
+      Seconds of a batch, the median of five, by (length that is computed, batch size), sizes being
+      those that calls are made of: 1, 4, 8 and 32.
+
+    Raises:
+      ValueError: for a batch size below 1.
     """
+    batch_sizes = list(batch_sizes)
+    if batch_sizes and min(batch_sizes) < 1:
+      raise ValueError(f'batch_sizes must be at least 1, got {batch_sizes}')
     found = {}
     lengths = [self.model.encoder.max_length] if lengths is None else lengths
     for bucket in sorted({self._bucket(length) for length in lengths}):
-      for size in sorted({1 if size == 1 else _BATCH_SIZE for size in batch_sizes}):
+      for size in sorted({size for count in batch_sizes for size in _divide(count)}):
         row = [np.ones(bucket, np.int32)] * self.model.num_inputs
         batch = self._pad([row] * size, bucket)
         times = []
@@ -194,28 +206,31 @@ class Predictor:
         found[bucket, size] = statistics.median(times[1:])  # The first one compiles.
     return found
 
-  def export(self, path: str | os.PathLike[str], *, platforms: Iterable[str] = PLATFORMS) -> None:
+  def export(
+    self, path: str | os.PathLike[str], *, platforms: str | Iterable[str] = PLATFORMS
+  ) -> None:
     """Write the model as one file that runs with JAX alone, without this package.
 
-    The file is a `jax.export` artifact of a function from token ids int32[b, l] (of pairs
-    [b, 2, l]) and lengths int32[b] ([b, 2]) to probabilities float32[b, num_classes], for any b and
-    l up to max_length padded with zeros behind each length; parameters and the frequencies of
-    draw 0 are inside. It computes in float32. Beside it, PATH.json tells the tokenizer, the shapes
-    and the names of the classes, null where they have none. To run it:
+    The file is a `jax.export` artifact of a function from token ids int32[b, max_length] (of pairs
+    [b, 2, max_length]), padded with zeros behind each length, and lengths int32[b] ([b, 2]) to
+    probabilities float32[b, num_classes], for any b; parameters and the frequencies of draw 0 are
+    inside. It computes in float32. Beside it, PATH.json tells the tokenizer, the shapes and the
+    names of the classes, null where they have none. To run it:
 
         exported = jax.export.deserialize(bytearray(open(path, 'rb').read()))
         probabilities = exported.call(ids, lengths)
 
     Args:
       path: of the file.
-      platforms: that it is to run on.
+      platforms: that it is to run on, several or one.
 
     Raises:
       OSError: if a file cannot be written.
-      ValueError: for an unknown platform.
+      ValueError: for an unknown platform, or none.
     """
-    platforms = tuple(platforms)
-    if unknown := set(platforms).difference(PLATFORMS):
+    platforms = (platforms,) if isinstance(platforms, str) else tuple(platforms)
+    unknown = set(platforms).difference(PLATFORMS)
+    if unknown or not platforms:
       raise ValueError(f'platforms must be some of {PLATFORMS}, got {sorted(unknown)}')
     longest, num_inputs = self.model.encoder.max_length, self.model.num_inputs
     (size,) = jax.export.symbolic_shape('b')
@@ -273,10 +288,12 @@ class Predictor:
     return [[ids[:longest] for ids in parts] for parts in tokens]
 
   def _is_one(self, inputs: Any, encoded: bool) -> bool:
-    """Return whether this is a single input: a text, or an array that is an image."""
+    """Return whether this is a single input: a text, token ids, or an array that is an image."""
     if isinstance(inputs, (str, bytes)):
       return True
-    if encoded or not isinstance(self.tokenizer, PixelTokenizer):
+    if encoded:
+      return self.model.num_inputs == 1 and _is_flat(inputs)
+    if not isinstance(self.tokenizer, PixelTokenizer):
       return False
     if not isinstance(inputs, np.ndarray) or inputs.dtype == object:
       return False
@@ -286,21 +303,18 @@ class Predictor:
     return inputs.size == count or (inputs.size > 0 and no_rows)
 
   def _batches(
-    self, tokens: list[list[np.ndarray]], *, alone: bool = False
+    self, tokens: list[list[np.ndarray]], sizes: tuple[int, ...] = _BATCH_SIZES
   ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-    """Yield rows of the result, ids and lengths of batches, inputs of like lengths together.
-
-    Those that do not fill a batch are padded to one, or come alone.
-    """
+    """Yield rows of the result, ids and lengths of batches, inputs of like lengths together."""
     groups: dict[int, list[int]] = {}
     for i, parts in enumerate(tokens):
       groups.setdefault(self._bucket(max(map(len, parts))), []).append(i)
     for bucket, members in groups.items():
-      for start in range(0, len(members), _BATCH_SIZE):
-        rows = members[start : start + _BATCH_SIZE]
-        parts = [[i] for i in rows] if alone and len(rows) < _BATCH_SIZE else [rows]
-        for part in parts:
-          yield part, *self._pad([tokens[i] for i in part], bucket)
+      start = 0
+      for size in _divide(len(members), sizes):
+        rows = members[start : start + size]
+        yield rows, *self._pad([tokens[i] for i in rows], bucket)
+        start += size
 
   def _encode(self, index: int, raw: Any, encoded: bool = False) -> list[np.ndarray]:
     """Return the ids of an input: of one sequence, or of two."""
@@ -308,15 +322,20 @@ class Predictor:
     if self.model.num_inputs == 2:
       parts = raw if isinstance(raw, (tuple, list)) else ()
       if len(parts) != 2:
-        raise ValueError(f'input {index}: expected a pair (first, second), got {raw!r:.80}')
+        raise ValueError(
+          f'input {index}: expected a pair (first, second), got {raw!r:.80}; a single one is given '
+          'as [(first, second)]'
+        )
     texts = 2 if isinstance(raw, tuple) else 1
     if self.num_texts is not None and not encoded and texts != self.num_texts:
       kind = 'a pair of texts (first, second)' if self.num_texts == 2 else 'one text'
       raise ValueError(f'input {index}: expected {kind}, got {raw!r:.80}')
     try:
       tokens = [self._check_ids(part) if encoded else self.tokenizer.encode(part) for part in parts]
-    except (TypeError, ValueError) as error:
-      raise type(error)(f'input {index}: {error}') from None
+    except TypeError as error:
+      raise TypeError(f'input {index}: {error}') from None
+    except ValueError as error:  # Not of its own type: a UnicodeError is made of other things.
+      raise ValueError(f'input {index}: {error}') from None
     # Separators are no tokens of a text.
     separator = self.model.encoder.separator
     if not all(np.any(ids != separator) if separator else len(ids) for ids in tokens):
@@ -332,8 +351,9 @@ class Predictor:
     return ids
 
   def _pad(self, tokens: list[list[np.ndarray]], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids and lengths of a batch, filled up to one of the two sizes."""
-    size, num_inputs = 1 if len(tokens) == 1 else _BATCH_SIZE, self.model.num_inputs
+    """Return ids and lengths of a batch, filled up to one of the sizes."""
+    size = min(size for size in _BATCH_SIZES if size >= len(tokens))
+    num_inputs = self.model.num_inputs
     batch = np.zeros((size, num_inputs, length), np.int32)
     lengths = np.zeros((size, num_inputs), np.int32)
     for row, parts in enumerate(tokens):
@@ -359,8 +379,28 @@ class Predictor:
   def _logits_of_draws(self, params, inputs, lengths, draws):
     """Return logits [draws, b, c]; what does not depend on the draw is computed once a chunk."""
     function = functools.partial(self._logits, params, inputs, lengths)
-    chunk = max(1, _BATCH_SIZE // len(inputs))
+    chunk = max(1, _LARGEST_BATCH // len(inputs))
     return jax.lax.map(function, draws, batch_size=min(chunk, len(draws)))
+
+
+def _divide(count: int, sizes: tuple[int, ...] = _BATCH_SIZES) -> list[int]:
+  """Return the sizes of batches for so many inputs: the largest of which three quarters are used.
+
+  >>> _divide(2), _divide(7), _divide(45)
+  ([1, 1], [8], [32, 8, 4, 1])
+  """
+  found = []
+  while count > 0:
+    found.append(next(size for size in sizes if 4 * count >= 3 * size))
+    count -= found[-1]
+  return found
+
+
+def _is_flat(ids: Any) -> bool:
+  """Return whether these are the ids of one sequence, not of several."""
+  if isinstance(ids, (list, tuple)):
+    return bool(ids) and isinstance(ids[0], (int, np.integer))
+  return isinstance(ids, (np.ndarray, jax.Array)) and ids.ndim == 1 and ids.dtype != object
 
 
 def _describe(path: str) -> tuple[Classifier | DualClassifier, Tokenizer, dict[str, Any]]:

@@ -33,8 +33,8 @@ predictor = Predictor.restore(run)
 # %% [markdown]
 # ## Raw text in, labels and probabilities out
 #
-# Programs are compiled once for every length bucket (powers of two) and for two batch sizes, 1 and
-# 32. `warm_up` does so ahead and returns what a call takes then.
+# Programs are compiled once for every length bucket (powers of two) and for four batch sizes, of which
+# calls are made: 1, 4, 8 and 32. `warm_up` does so ahead and returns what a batch takes then.
 
 # %%
 for (length, batch), seconds in predictor.warm_up([10, 60]).items():

@@ -33,6 +33,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 install_import_hook('kl_flax', 'beartype.beartype')
 
 import hypothesis  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 hypothesis.settings.register_profile(
@@ -66,6 +67,14 @@ def logging_as_it_was():
   for logger, (handlers, propagate, level) in zip(ours, before, strict=True):
     logger.handlers[:], logger.propagate = handlers, propagate
     logger.setLevel(level)
+
+
+@pytest.fixture
+def unannotated():
+  """Annotations are not checked, as for users: what is wrong meets the checks behind them."""
+  jaxtyping.config.update('jaxtyping_disable', True)
+  yield
+  jaxtyping.config.update('jaxtyping_disable', False)
 
 
 # Files that share a run, or what Numba compiles in 15 seconds, are for one worker.

@@ -70,7 +70,7 @@ class BigBirdAttention(nn.Module):
     """Return the attention output in the query's dtype; rows without valid keys give zeros.
 
     Raises:
-      ValueError: for a key_mask that is not bool[b, l].
+      ValueError: for arrays that are not floating, or a key_mask that is not bool[b, l].
     """
     return block_attention(
       query,

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from kl_flax.baselines.shared import cut, join, valid_positions
 from kl_flax.numerics import divide
-from kl_flax.sums import check_key_mask
+from kl_flax.sums import check_floating, check_key_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +82,14 @@ def block_attention(
     drop: dropout of attention weights as a pure function: `kl_flax.dropout.Dropout.drawn`.
 
   Raises:
-    ValueError: for lengths that differ, or a key_mask that is not bool[b, l].
+    ValueError: for lengths that differ, arrays that are not floating, or a key_mask that is not
+      bool[b, l].
   """
   if query.shape[1] != key.shape[1]:
     raise ValueError(
       f'self-attention alone has blocks: got {query.shape[1]} queries and {key.shape[1]} keys'
     )
+  check_floating(query, key, value, *(global_inputs or ()))
   check_key_mask(key_mask, key)
   valid = valid_positions(key_mask, 1, key.shape[1])
 

@@ -10,7 +10,7 @@ from kl_flax.baselines.shared import check_length, check_option
 from kl_flax.baselines.softmax import softmax_weights
 from kl_flax.dropout import Dropout
 from kl_flax.numerics import einsum_float32
-from kl_flax.sums import check_key_mask
+from kl_flax.sums import check_floating, check_key_mask
 
 
 class LinformerAttention(nn.Module):
@@ -58,9 +58,11 @@ class LinformerAttention(nn.Module):
     """Return the attention output in the query's dtype; rows without valid keys give zeros.
 
     Raises:
-      ValueError: for a sequence longer than num_positions, or a key_mask that is not bool[b, l].
+      ValueError: for a sequence longer than num_positions, arrays that are not floating, or a
+        key_mask that is not bool[b, l].
     """
     check_length(key.shape[1], self.num_positions)
+    check_floating(query, key, value)
     check_key_mask(key_mask, key)
     shape = (self.num_positions, self.projected_length)
     projection = self.param('projection', nn.initializers.xavier_uniform(), shape)

@@ -53,7 +53,7 @@ class LocalAttention(nn.Module):
     """Return the attention output in the query's dtype; rows without valid keys give zeros.
 
     Raises:
-      ValueError: for a key_mask that is not bool[b, l].
+      ValueError: for arrays that are not floating, or a key_mask that is not bool[b, l].
     """
     return block_attention(
       query,

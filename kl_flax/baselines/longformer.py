@@ -77,7 +77,7 @@ class LongformerAttention(nn.Module):
     Without global queries, keys and values global tokens take the others.
 
     Raises:
-      ValueError: for a key_mask that is not bool[b, l].
+      ValueError: for arrays that are not floating, or a key_mask that is not bool[b, l].
     """
     half = self.sliding_window_size // 2
     return block_attention(

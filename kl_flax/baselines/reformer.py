@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from kl_flax.baselines.shared import check_option, valid_positions
 from kl_flax.numerics import pad_axis
-from kl_flax.sums import check_key_mask
+from kl_flax.sums import check_floating, check_key_mask
 
 # Subtracted from the logit of a position with itself (Kitaev et al. 2020, Appendix A).
 _SELF = 1e5
@@ -100,9 +100,10 @@ class ReformerAttention(nn.Module):
       deterministic: has no effect: weights are not dropped.
 
     Raises:
-      ValueError: for a key_mask that is not bool[b, l].
+      ValueError: for arrays that are not floating, or a key_mask that is not bool[b, l].
     """
     num_buckets, chunk_length = self._sizes()
+    check_floating(query, value)
     check_key_mask(key_mask, query)
     batch, length, heads, _ = query.shape
     # One chunk holds a sequence that is shorter.

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from kl_flax.baselines.shared import check_length, check_option, cut, join, valid_positions
 from kl_flax.dropout import Dropout
 from kl_flax.errors import unknown_name
-from kl_flax.sums import check_key_mask
+from kl_flax.sums import check_floating, check_key_mask
 
 SORTINGS = ('sinkhorn', 'gumbel_sinkhorn', 'softmax')
 # Places of sorted blocks with a smaller share of valid keys are masked: its square, which gradients
@@ -90,10 +90,12 @@ class SinkhornAttention(nn.Module):
     """Return the attention output in the query's dtype; rows without valid keys give zeros.
 
     Raises:
-      ValueError: for a sequence longer than num_positions, or a key_mask that is not bool[b, l].
+      ValueError: for a sequence longer than num_positions, arrays that are not floating, or a
+        key_mask that is not bool[b, l].
     """
     batch, length = key.shape[:2]
     check_length(length, self.num_positions)
+    check_floating(query, key, value)
     check_key_mask(key_mask, key)
     mask = cut(valid_positions(key_mask, batch, length), self.block_size)
     query, key, value = (cut(x, self.block_size) for x in (query, key, value))

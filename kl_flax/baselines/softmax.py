@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from kl_flax.dropout import Dropout
 from kl_flax.numerics import cuda_capability, pad_axis
-from kl_flax.sums import check_key_mask
+from kl_flax.sums import check_floating, check_key_mask
 
 
 class SoftmaxAttention(nn.Module):
@@ -37,8 +37,9 @@ class SoftmaxAttention(nn.Module):
     """Return the attention output in the query's dtype; rows without valid keys give zeros.
 
     Raises:
-      ValueError: for a key_mask that is not bool[b, s].
+      ValueError: for arrays that are not floating, or a key_mask that is not bool[b, s].
     """
+    check_floating(query, key, value)
     check_key_mask(key_mask, key)
     mask = None if key_mask is None else key_mask[:, None, None, :]
     if deterministic or not self.dropout_rate:

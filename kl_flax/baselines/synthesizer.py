@@ -11,7 +11,7 @@ from kl_flax.baselines.shared import check_length, check_option
 from kl_flax.dropout import Dropout
 from kl_flax.errors import unknown_name
 from kl_flax.numerics import divide, einsum_float32
-from kl_flax.sums import check_key_mask
+from kl_flax.sums import check_floating, check_key_mask
 
 # What a mode is made of, joined by '+'.
 COMPONENTS = ('random', 'factorized_random', 'dense')
@@ -97,9 +97,11 @@ class SynthesizerAttention(nn.Module):
     """Return the attention output in the value's dtype; rows without valid keys give zeros.
 
     Raises:
-      ValueError: for a sequence longer than num_positions, or a key_mask that is not bool[b, l].
+      ValueError: for a sequence longer than num_positions, arrays that are not floating, or a
+        key_mask that is not bool[b, l].
     """
     check_length(value.shape[1], self.num_positions)
+    check_floating(query, key, value)
     check_key_mask(key_mask, value)
     length, heads = value.shape[1:3]
     logits = [self._synthesize(name, query, length, heads) for name in self.components]

@@ -273,6 +273,11 @@ def test_is_faster_than_softmax_at_length_4096():
       r'bool\[2, 7\], got int32\[2, 7\]',
     ),
     ({'value': jnp.ones((2, 7, 2, 3), jnp.bfloat16)}, 'one dtype, got float32, float32, bfloat16'),
+    ({'query': jnp.ones((2, 5, 4))}, r'expected \[batch, length, heads, size\] three times, got '),
+    (
+      {'key': jnp.ones((2, 0, 2, 4)), 'value': jnp.ones((2, 0, 2, 3))},
+      r'at least one key is needed, got query \(2, 5, 2, 4\), key \(2, 0, 2, 4\)',
+    ),
   ],
 )
 def test_errors_name_the_value_and_the_rule(change, message):
@@ -281,6 +286,106 @@ def test_errors_name_the_value_and_the_rule(change, message):
   options = {'features': 'positive', 'key_mask': None, 'smoothing': 0.0}
   with pytest.raises(ValueError, match=message):
     check_inputs(**{**inputs, **options, **change})
+
+
+@pytest.mark.parametrize('dtype', [jnp.int32, bool])
+@pytest.mark.parametrize(
+  'attend',
+  [
+    kernel_attention,
+    functools.partial(kernel_attention, implementation='xla'),
+    functools.partial(kernel_attention, causal=True),
+    naive_kernel_attention,
+    lambda q, k, v, omega: naive_attention_weights(q, k, omega),
+    lambda *arrays: KernelAttention(Given(arrays[-1])).apply({}, *arrays[:-1]),
+    lambda *arrays: decode_step(
+      init_decoding(2, 2, 6, 3), *(x[:, 0] for x in arrays[:3]), arrays[3]
+    ),
+  ],
+)
+@pytest.mark.usefixtures('unannotated')
+def test_integers_are_refused(attend, dtype):
+  """Outputs have the dtype of queries: they would be truncated."""
+  inputs, _ = make_inputs(0, lk=5)
+  query, key, value = (inputs[name].astype(dtype) for name in ('query', 'key', 'value'))
+  name = jnp.dtype(dtype).name
+  with pytest.raises(ValueError, match=f'query, key and value must be floating, got {name}: '):
+    attend(query, key, value, inputs['omega'])
+
+
+@pytest.mark.usefixtures('unannotated')
+def test_integer_values_are_refused_where_queries_are_floating():
+  inputs, _ = make_inputs(0)
+  inputs['value'] = inputs['value'].astype(jnp.int32)
+  for attend in (kernel_attention, naive_kernel_attention):
+    with pytest.raises(ValueError, match='one dtype, got float32, float32, int32'):
+      attend(**inputs)
+
+
+@pytest.mark.parametrize('sampler', [GaussianMixture(8), None])
+@pytest.mark.usefixtures('unannotated')
+def test_the_module_tells_what_is_wrong_with_arrays_before_it_draws(sampler):
+  attention = KernelAttention(sampler, 'positive' if sampler else 'elu')
+  for shape, message in (
+    ((2, 6, 16), r'expected \[batch, length, heads, size\] three times, got query \(2, 6, 16\)'),
+    ((2, 0, 4, 16), r'at least one key is needed, got query \(2, 0, 4, 16\)'),
+  ):
+    x = jnp.ones(shape)
+    with pytest.raises(ValueError, match=message):
+      attention.init({'params': jax.random.key(0), 'spectral': jax.random.key(1)}, x, x, x)
+
+
+@pytest.mark.usefixtures('unannotated')
+def test_a_class_is_no_sampler():
+  message = (
+    r'sampler must be an instance, such as GaussianMixture\(128\), got the class GaussianMixture'
+  )
+  with pytest.raises(ValueError, match=message):
+    KernelAttention(GaussianMixture)
+
+
+def test_no_queries_are_no_error():
+  inputs, _ = make_inputs(0, lq=0)
+  assert kernel_attention(**inputs).shape == (2, 0, 2, 3)
+
+
+class Around(nn.Module):
+  """A model with the attention somewhere inside, of which it is asked by a method."""
+
+  attention: KernelAttention
+
+  def __call__(self, *arrays):
+    return self.attention(*arrays)
+
+  def frequencies(self, *sizes):
+    return self.attention.frequencies(*sizes)
+
+
+@pytest.mark.parametrize(
+  ('sampler', 'options'),
+  [
+    (GaussianMixture(8), {'features': 'fourier', 'causal': True}),
+    (GaussianMixture(8, typical_norm=1.0), {}),
+    (None, {'features': 'relu'}),
+  ],
+)
+@pytest.mark.parametrize('inside', [False, True])
+def test_frequencies_are_those_of_a_call(sampler, options, inside):
+  x = jax.random.normal(jax.random.key(0), (2, 5, 2, 4))
+  rngs = {'params': jax.random.key(1), 'spectral': jax.random.key(2)}
+  module = KernelAttention(sampler, **options)
+  module = Around(module) if inside else module
+  variables = jax.jit(module.init)(rngs, x, x, x)
+  variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
+  found = []
+  for seed in (3, 4):
+    rngs = {'spectral': jax.random.key(seed)}
+    expected = module.apply({'params': variables.get('params', {})}, x, x, x, rngs=rngs)
+    omega, log_weight = module.apply(variables, 2, 4, method='frequencies', rngs=rngs)
+    out = kernel_attention(x, x, x, omega, log_weight=log_weight, **options)
+    np.testing.assert_array_equal(out, expected)
+    found.append(omega)
+  assert sampler is None or np.all(found[0] != found[1])
 
 
 def test_unknown_implementations_are_named():

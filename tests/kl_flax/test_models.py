@@ -107,6 +107,20 @@ def test_every_row_builds_initialises_and_applies_with_default_options(model_typ
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
 
 
+@pytest.mark.parametrize('model_type', SOME)
+@pytest.mark.usefixtures('unannotated')
+def test_mechanisms_refuse_integers(model_type):
+  mechanism = MODELS[model_type](5)
+  x = jnp.ones((2, 5, 2, 4))
+  variables = jax.eval_shape(mechanism.init, RNGS, x, x, x)
+  call = lambda variables, *inputs: mechanism.apply(variables, *inputs, rngs=RNGS)
+  for dtype in (jnp.int32, bool):
+    numbers = x.astype(dtype)
+    message = f'query, key and value must be floating, got {numbers.dtype}: convert by'
+    with pytest.raises(ValueError, match=message):
+      jax.eval_shape(call, variables, numbers, numbers, numbers)
+
+
 @pytest.mark.parametrize(
   'model_type', slow_but(('gmm_prf', 'performer', 'linear_transformer', 'reformer'), MODELS)
 )

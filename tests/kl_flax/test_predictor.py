@@ -59,6 +59,7 @@ def test_pairs(pairs, caplog):
   ('inputs', 'error', 'message'),
   [
     (['ab'], ValueError, r"input 0: expected a pair \(first, second\), got 'ab'"),
+    (('a', 'b'), ValueError, r"got 'a'; a single one is given as \[\(first, second\)\]"),
     ([('a', 'b', 'c')], ValueError, 'input 0: expected a pair'),
     ([('a', 'b'), ('a', '')], ValueError, 'input 1: no tokens'),
     ([], ValueError, 'at least one input'),
@@ -205,9 +206,14 @@ def test_a_model_that_draws_nothing_says_so(caplog):
   assert (vote.relative_deviation < 1e-12).all()
 
 
+@pytest.mark.usefixtures('unannotated')
 def test_votes_need_samples_and_inputs(texts):
-  with pytest.raises(ValueError, match='samples must be at least 1, got 0'):
-    texts.vote('text', samples=0)
+  for samples in (0, 2.5):
+    with pytest.raises(
+      ValueError, match=f'samples must be an integer of at least 1, got {samples}'
+    ):
+      texts.vote('text', samples=samples)
+  assert texts.vote('text', samples=np.int64(2)).votes.sum() == 2
   with pytest.raises(ValueError, match='vote needs at least one input'):
     texts.vote([])
 
@@ -224,19 +230,75 @@ def test_inputs_may_be_encoded_already(texts, pairs):
   np.testing.assert_array_equal(both, pairs.predict([(INPUTS[0], INPUTS[1])]).probabilities)
   with pytest.raises(TypeError, match=r'input 0: expected token ids int\[length\], got float64'):
     texts.predict([[0.5]], encoded=True)
+  with pytest.raises(TypeError, match=r'input 0: expected token ids int\[length\], got float32'):
+    texts.predict(np.ones(3, np.float32), encoded=True)
   with pytest.raises(ValueError, match=r'input 1: token ids must lie in 0 .. 256, got 3 .. 257'):
     texts.predict([[1], [3, 257]], encoded=True)
 
 
+@pytest.mark.parametrize('of', [np.asarray, jnp.asarray, np.ndarray.tolist, tuple])
+def test_ids_of_one_input_are_taken_alone(texts, of):
+  ids = texts.tokenizer.encode('one')
+  alone = texts.predict(of(ids), encoded=True).probabilities
+  np.testing.assert_array_equal(alone, texts.predict('one').probabilities)
+  rows = texts.encode(np.stack([ids, ids]), encoded=True)  # Of a matrix each row is an input.
+  assert [len(parts[0]) for parts in rows] == [3, 3]
+
+
+@pytest.mark.parametrize('of', [lambda a, b: a, lambda a, b: (a, b), lambda a, b: np.stack([a, b])])
+def test_ids_of_a_pair_alone_are_told_to_be_put_in_a_list(pairs, of):
+  inputs = of(*(pairs.tokenizer.encode(text) for text in ('one', 'two')))
+  with pytest.raises(ValueError, match=r'; a single one is given as \[\(first, second\)\]'):
+    pairs.predict(inputs, encoded=True)
+
+
+def test_a_lone_surrogate_is_named_with_its_input(texts):
+  for inputs in ('\ud800', ['\ud800']):
+    with pytest.raises(ValueError, match=r"input 0: .*'\\ud800' in position 0: surrogates not"):
+      texts.predict(inputs)
+  with pytest.raises(ValueError, match="input 1: 'utf-8' codec can't encode"):
+    texts.vote(['a', 'b\ud800'], 2)
+
+
+@pytest.mark.parametrize(
+  ('count', 'sizes'),
+  [
+    (1, [1]), (2, [1, 1]), (3, [4]), (5, [4, 1]), (6, [8]), (14, [8, 8]), (21, [8, 8, 4, 1]),
+    (24, [32]), (69, [32, 32, 4, 1]),
+  ],
+)  # fmt: skip
+def test_batches_are_hardly_filled_up(texts, count, sizes):
+  tokens = texts.encode(['ab'] * count)
+  rows, ids, lengths = zip(*texts._batches(tokens), strict=True)
+  assert sum(rows, []) == list(range(count))
+  assert [x.shape for x in ids] == [(size, 32) for size in sizes]
+  assert [np.count_nonzero(x) for x in lengths] == [len(x) for x in rows]
+
+
+def test_answers_do_not_depend_on_the_batches(texts):
+  whole = texts.predict(INPUTS).probabilities  # 32 of them at once, 3 in a batch of 4.
+  for some in (slice(7), slice(11, 16), slice(2)):
+    found = texts.predict(INPUTS[some]).probabilities
+    np.testing.assert_allclose(found, whole[some], rtol=1e-4)
+
+
 def test_warm_up_compiles_what_predict_runs():
   predictor = make(ByteTokenizer(), 64)
-  found = predictor.warm_up([3, 33, 20], batch_sizes=[1, 7])
-  assert found.keys() == {(32, 1), (32, 32), (64, 1), (64, 32)}
+  found = predictor.warm_up([3, 33, 20], batch_sizes=[1, 7, 5])
+  assert found.keys() == {(length, size) for length in (32, 64) for size in (1, 4, 8)}
   assert all(seconds > 0 for seconds in found.values())
   size = predictor._predict._cache_size()
-  predictor.predict(['a', 'b' * 40])
-  assert predictor._predict._cache_size() == size == 4
-  assert make(ByteTokenizer(), 64).warm_up(batch_sizes=[1]).keys() == {(64, 1)}
+  for count in (1, 2, 3, 5, 7):
+    predictor.predict(['a', *['b' * 40] * count])
+  assert predictor._predict._cache_size() == size == 6
+  assert predictor.warm_up(batch_sizes=[1]).keys() == {(64, 1)}
+  assert predictor.warm_up([9]).keys() == {(32, size) for size in (1, 4, 8, 32)}
+  size = predictor._predict._cache_size()
+  for count in (4, 20, 33, 63):
+    predictor.predict(['a'] * count)
+  assert predictor._predict._cache_size() == size == 7
+  with pytest.raises(ValueError, match=r'batch_sizes must be at least 1, got \[4, 0\]'):
+    predictor.warm_up(batch_sizes=[4, 0])
 
 
 # Files.
@@ -274,10 +336,19 @@ def test_an_exported_model_runs_without_this_package(tmp_path, pairs, kind):
   np.testing.assert_allclose(found, expected, atol=0.02 if kind == 'bfloat16' else 1e-5)
 
 
-def test_unknown_platforms_are_named(texts, tmp_path):
-  with pytest.raises(ValueError, match=r"platforms must be some of .*, got \['gpu'\]"):
-    texts.export(tmp_path / 'model', platforms=['gpu'])
+@pytest.mark.parametrize(
+  ('platforms', 'got'),
+  [(['gpu'], r"\['gpu'\]"), ('gpu', r"\['gpu'\]"), ([], r'\[\]'), ('', r"\[''\]")],
+)
+def test_unknown_platforms_are_named(texts, tmp_path, platforms, got):
+  with pytest.raises(ValueError, match=f'platforms must be some of .*, got {got}'):
+    texts.export(tmp_path / 'model', platforms=platforms)
   assert list(tmp_path.iterdir()) == []
+
+
+def test_one_platform_is_given_by_its_name(texts, tmp_path):
+  texts.export(tmp_path / 'model', platforms='cpu')
+  assert json.loads((tmp_path / 'model.json').read_text())['platforms'] == ['cpu']
 
 
 @pytest.mark.parametrize(
