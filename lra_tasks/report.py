@@ -31,7 +31,9 @@ from lra_tasks.reporting.text import render_csv, render_markdown, render_table
 _FORMAT = flags.DEFINE_enum(
   'format', 'table', ('table', 'markdown', 'csv', 'html'),
   'table: text for the terminal. markdown: tables for GitHub. csv: raw numbers, accuracies as '
-  'fractions, one line a row. html: one page with figures, for which matplotlib is needed.',
+  'fractions, one line a row; where `comparable` is false (other data) or `changed` true (other '
+  'fields than those of the preset), published figures do not compare, and differences are empty. '
+  'html: one page with figures, for which matplotlib is needed.',
 )  # fmt: skip
 _OUTPUT = flags.DEFINE_string('output', None, 'File to write instead of standard output.')
 _PUBLISHED = flags.DEFINE_enum(
