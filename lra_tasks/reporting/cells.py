@@ -436,7 +436,7 @@ def repeat_notes(row: Row) -> list[str]:
 
 
 def report_notes(report: Report, sheets: Sheets) -> list[str]:
-  """Return the legend of the columns and marks that are shown, and the unfinished runs."""
+  """Return the legend of the columns and marks that are shown, and the runs left out."""
   shown: set[str] = set()
   for sheet in sheets.all:
     shown |= {column.header for column in sheet.columns}
@@ -450,5 +450,5 @@ def report_notes(report: Report, sheets: Sheets) -> list[str]:
       shown |= {'*'} if row.is_changed else set()
       shown |= {'best rate'} if 'best rate' in row.preset else set()
   return [text for key, text in _LEGEND.items() if key in shown] + [
-    f'Not finished, left out: {run}.' for run in report.unfinished
+    f'{text[0].upper()}{text[1:]}.' for text in report.left_out
   ]

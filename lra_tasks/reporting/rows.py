@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lra_tasks.finished import Run, Unfinished
+from lra_tasks.finished import Damaged, Run, Unfinished
 from lra_tasks.paper import PAPER_SHORT_TASKS
 from lra_tasks.reporting import results
 from lra_tasks.reporting.differences import different_fields
@@ -159,6 +159,14 @@ class Report(NamedTuple):
 
   tables: tuple[Table, ...]
   unfinished: tuple[Unfinished, ...] = ()
+  damaged: tuple[Damaged, ...] = ()
+
+  @property
+  def left_out(self) -> list[str]:
+    """A sentence on each run that is not shown, without its full stop."""
+    return [f'not finished, left out: {run}' for run in self.unfinished] + [
+      f'damaged, left out: {run}' for run in self.damaged
+    ]
 
 
 def build_report(
@@ -192,7 +200,7 @@ def build_report(
     ours = _tell_apart(_mark_revisions(ours))
     rest = _other_rows(ours, of_task, which == 'all')
     tables.append(Table(*key, (*ours, *rest), _tell_apart(passed_over)))
-  return Report(tuple(tables), found.unfinished)
+  return Report(tuple(tables), found.unfinished, found.damaged)
 
 
 def _rank(task: str) -> int:

@@ -397,6 +397,22 @@ def test_the_runs_of_the_package_are_the_default():
   }
 
 
+def test_damaged_runs_are_named_beside_the_others(folder):
+  (folder / 'c').mkdir()
+  (folder / 'c' / 'config.json').write_text('')
+  done = command(folder)
+  words = ' '.join(done.stdout.split())
+  assert (done.returncode, done.stderr) == (0, '')
+  assert f'Damaged, left out: {folder}/c/config.json: damaged JSON: ' in words
+  assert words.endswith('; move the run away, or restore the file.')
+  done = command(folder, '--format=csv')
+  assert f'note: damaged, left out: {folder}/c/config.json: damaged JSON: ' in done.stderr
+  assert done.stdout.count('\nrun,') == 1
+  done = command(folder / 'c')
+  assert (done.returncode, done.stdout) == (1, '')
+  assert done.stderr.startswith(f'error: {folder}/c/config.json: damaged JSON: ')
+
+
 def test_output_file_and_unfinished_runs_beside_csv(folder):
   done = command(folder, '--format=csv', f'--output={folder}/report.csv')
   note = f'note: not finished, left out: {folder}/b (not evaluated yet)\n'
