@@ -28,6 +28,7 @@ from kl_flax.tokenizers import Tokenizer
 from lra_tasks import lra_files, optimizer
 from lra_tasks.data import pipeline
 from lra_tasks.data.datasets import Builder
+from lra_tasks.experiments import LATER, REPETITION
 from lra_tasks.tasks import TASKS, get_task
 
 # Predict labels, or tokens that are masked (pre-training, on the inputs of any task).
@@ -64,18 +65,12 @@ DEFAULTS: dict[str, Any] = {
   'qkv_dim': 512,
   'mlp_dim': 2048,
   'pooling_mode': 'CLS',
-  'interaction': None,
   'dropout_rate': 0.1,
   'attention_dropout_rate': 0.1,
   'learn_pos_emb': False,
   'tied_weights': False,
   # Ours.
-  'objective': 'classify',
-  'mask_rate': 0.15,
-  'hidden_dim': None,
-  'activation': 'relu',
-  'adam_b2': 0.98,
-  'pretrained': '',
+  **LATER,
   'dtype': 'auto',
   'resample_every': 100,
   'eval_samples': 1,  # Draws of the frequencies in the evaluation that ends a run.
@@ -100,23 +95,6 @@ IGNORED = {
 _RUN_OPTIONS = ('attention_dropout_rate',)
 # Nested dictionaries; `model` and `model_kwargs` are LRA's.
 NESTED = ('attention', 'data', 'model', 'model_kwargs')
-# Fields that earlier versions did not have: at their defaults, they tell no runs apart.
-_LATER = (
-  'interaction',
-  'objective',
-  'mask_rate',
-  'hidden_dim',
-  'activation',
-  'adam_b2',
-  'pretrained',
-)
-# Two runs that differ in these alone are repetitions of one experiment.
-REPETITION = (
-  'random_seed', 'trial', 'save_checkpoints', 'restore_checkpoints', 'checkpoint_freq',
-  'keep_accuracies',
-)  # fmt: skip
-# ... in these, trials of one experiment with different learning rates.
-OF_RATES = ('learning_rate', 'preset')
 
 
 def new_config(
@@ -448,7 +426,7 @@ def essential(part: Mapping[str, Any], besides: Iterable[str] = ()) -> dict[str,
     part: the fields or arguments.
     besides: further names that are left out.
   """
-  later = {name for name in _LATER if part.get(name, DEFAULTS[name]) == DEFAULTS[name]}
+  later = {name for name, default in LATER.items() if part.get(name, default) == default}
   rest = {name: value for name, value in part.items() if name not in later.union(besides)}
   if 'attention' in rest:
     defaults = get_row(rest['model_type']).options

@@ -5,18 +5,24 @@ It reads what `lra_tasks.rundir` and `lra_tasks.train` write, and needs neither 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lra_tasks.files import read_json
 from lra_tasks.run_log import read_records
+
+
+class DamagedRun(ValueError):
+  """A file of a run does not hold what it must; the message names it, and what to do."""
+
 
 Fraction = typing.NewType('Fraction', float)  # Between 0 and 1, as all accuracies of runs are.
 
@@ -154,22 +160,50 @@ class Unfinished:
   path: Path
   step: int | None = None
   planned: int | None = None
+  tested: Run | None = None  # What results.json has: --test_only evaluates at any step.
 
   def __str__(self) -> str:
     """Return the folder and how far the run got."""
+    if self.tested is not None:
+      return (
+        f'{self.path} (results.json has {100 * self.tested.accuracy:.2f} % on {self.tested.split} '
+        f'after step {self.tested.steps:,} of {self.planned:,}, by --test_only; the steps after '
+        'that are missing)'
+      )
     if self.step is None:
       return f'{self.path} (not evaluated yet)'
     planned = '' if self.planned is None else f' of {self.planned:,}'
     return f'{self.path} (evaluated up to step {self.step:,}{planned})'
 
 
+@dataclasses.dataclass(frozen=True)
+class Damaged:
+  """A run with a file that cannot be read, and why: the file's name is part of it."""
+
+  path: Path
+  reason: str
+
+  def __str__(self) -> str:
+    """Return the reason."""
+    return self.reason
+
+
+@contextlib.contextmanager
+def _with_way_out() -> Iterator[None]:
+  try:
+    yield
+  except ValueError as error:
+    raise DamagedRun(f'{error}; move the run away, or restore the file') from error
+
+
 def read_description(model_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
   """Return the contents of a run's config.json, or None where no run lies.
 
   Raises:
-    ValueError: if the file is damaged.
+    DamagedRun: if the file is none that a run has written.
   """
-  return read_json(os.path.join(model_dir, 'config.json'))
+  with _with_way_out():
+    return read_json(os.path.join(model_dir, 'config.json'))
 
 
 def read_folder(folder: Path) -> Run | Unfinished | None:
@@ -177,18 +211,21 @@ def read_folder(folder: Path) -> Run | Unfinished | None:
 
   Raises:
     OSError: if a file cannot be read.
-    ValueError: if one is damaged.
+    DamagedRun: if one is none that a run has written.
   """
   description = read_description(folder)
   config = (description or {}).get('config')
   planned = config.get('num_train_steps') if isinstance(config, dict) else None
+  planned = planned if isinstance(planned, int) else None
+  tested = None
   path = folder / 'results.json'
   if os.path.lexists(path):  # A link to nothing is an error, not an absence.
     modified = path.stat().st_mtime
-    run = parse_run(read_json(path) or {}, path, modified)
-    if planned is None or run.steps >= planned:  # Fewer: by --test_only.
-      return run
+    with _with_way_out():
+      tested = parse_run(read_json(path) or {}, path, modified)
+    if planned is None or tested.steps >= planned:  # Fewer: by --test_only.
+      return tested
   elif description is None:
     return None
   records = read_records(folder / 'metrics.jsonl')
-  return Unfinished(folder, records[-1].get('step') if records else None, planned)
+  return Unfinished(folder, records[-1].get('step') if records else None, planned, tested)

@@ -320,7 +320,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   )
   number('examples', 50, 'The first examples of the validation split.', 1)
   number('draws', 50, 'Draws of the frequencies.', 2)
-  define_integers('accuracies', (20, 40, 60, 80), 'Validation accuracies in %.', flag_values)
+  define_integers('accuracies', (20, 40, 60, 80), 'Validation accuracies, 0 to 100 %.', flag_values)
 
 
 @one_line_errors
@@ -329,6 +329,9 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> No
   set_up_logging()
   if len(argv) < 2 or flag_values.out is None:
     raise ValueError('name --out and at least one run; --help tells more')
+  for percent in flag_values.accuracies:
+    if not 0 <= percent <= 100:
+      raise ValueError(f'--accuracies are percentages from 0 to 100, got {percent}')
   curves = [
     read_run(
       run,

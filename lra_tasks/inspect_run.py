@@ -104,6 +104,10 @@ def initial_params(description: Mapping[str, Any]) -> Any:
 
 def check_shown(model_type: str, model: Any, params: Any, shown: Sequence[str]) -> None:
   """Raise a ValueError if something is to be shown that the attention of a model does not have."""
+  if not shown:
+    raise ValueError(
+      f'--show names nothing: give some of {", ".join(SHOWN)}, or leave it out for all'
+    )
   for name in shown:
     if name not in SHOWN:
       raise ValueError(unknown_name('thing to --show', name, SHOWN))

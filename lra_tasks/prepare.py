@@ -6,9 +6,10 @@ Or, for the data of a config that says more of it than which task it is for:
 
   python -m lra_tasks.prepare --config=configs/text.py:gmm_prf --config.data.seed=1
 
-Prints where the data lies. Data that is already prepared is left as it is. Beside the data,
-manifest.json holds the number of examples and the SHA-256 of the files of each split, and how the
-data was split.
+Prints where the data lies and how many examples its splits have; with --config, how many of them
+that config trains, validates and tests on, and of which splits those are. Data that is already
+prepared is left as it is. Beside the data, manifest.json holds the number of examples and the
+SHA-256 of the files of each split, and how the data was split.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from __future__ import annotations
 import gc
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -36,26 +38,45 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   )  # fmt: skip
 
 
-def describe(builder: datasets.Builder) -> str:
-  """Return lines that say where a prepared data set lies, what it holds and what it takes."""
+def describe(builder: datasets.Builder, fields: Mapping[str, Any] | None = None) -> str:
+  """Return lines that say where a prepared data set lies, what it holds and what it takes.
+
+  Args:
+    builder: of the data set.
+    fields: a resolved config: what it reads is told in place of the splits on disk.
+  """
   path = pathlib.Path(builder.data_dir)
   size = sum(file.stat().st_size for file in path.iterdir())
   lines = [
     f'  {name:<10} {split.num_examples:>9,} examples' for name, split in builder.info.splits.items()
   ]
+  if fields is not None:
+    lines = ['  this config', *(_describe_use(builder, fields, split) for split in _USES)]
   return '\n'.join([str(path), *lines, f'  {"size":<10} {size / 1e6:>9,.1f} MB'])
 
 
-def _open(flag_values: flags.FlagValues) -> datasets.Builder:
+_USES = {'train': 'trains on', 'validation': 'validates on', 'test': 'tests on'}
+
+
+def _describe_use(builder: datasets.Builder, fields: Mapping[str, Any], split: str) -> str:
+  """Return how many examples a config has for a split, and what they are stored as."""
+  stored = builder.reading.get(split, split)
+  count = builder.info.splits[stored].num_examples
+  if split == 'validation' and fields['num_eval_steps'] >= 0:  # As `pipeline.Evaluation` has it.
+    first = fields['num_eval_steps'] * fields['batch_size']
+    count, stored = min(count, first), f'the first of {stored}' if first < count else stored
+  return f'    {_USES[split]:<12} {count:>9,} examples: {stored}'
+
+
+def _open(flag_values: flags.FlagValues) -> tuple[datasets.Builder, dict[str, Any] | None]:
+  """Return the builder of the data, and the resolved config if one was given."""
   if flag_values.config is None and not flag_values.task:
     raise ValueError(f'--task is required, one of: {", ".join(TASKS)}; --help tells more')
-  fields = {'task': flag_values.task, 'data': {}}
+  fields = None
   if flag_values.config is not None:
     fields = configuration.resolve(flag_values.config, flag_values.task)
-  return configuration.open_data(
-    fields,
-    **tasks.read_data_flags(flag_values),
-  )
+  named = fields or {'task': flag_values.task, 'data': {}}
+  return configuration.open_data(named, **tasks.read_data_flags(flag_values)), fields
 
 
 @one_line_errors
@@ -66,12 +87,12 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
     raise ValueError(f'unknown arguments: {" ".join(argv[1:])}; --help tells more')
   try:
     with datasets.interruptible():
-      builder = _open(flag_values)
+      builder, fields = _open(flag_values)
       datasets.prepare(builder)
   except KeyboardInterrupt:
     print('interrupted: nothing was prepared', file=sys.stderr)
     return 130
-  print(describe(builder))
+  print(describe(builder, fields))
   return 0
 
 

@@ -4,10 +4,12 @@
                              [--published=matching|all|none] [--external]
 
 Each DIR is the --model_dir of a run of lra_tasks.train, or a folder with such runs
-anywhere below it. Runs of one config that differ in their seed alone become one row: mean
-and sample standard deviation. There is one table for each task, data set and split; runs on
-several tasks have an overview, and models that were run with the same seeds are compared.
-Without DIR the report is about the runs that this package comes with.
+anywhere below it; of those below, what is damaged or not finished is named and left out.
+Runs of one config that differ in their seed alone become one row: mean and sample standard
+deviation. Of those that differ in their learning rate too, the best rate on validation is
+shown. There is one table for each task, data set and split; runs on several tasks have an
+overview, and models that were run with the same seeds are compared. Without DIR the report
+is about the runs that this package comes with.
 """
 
 # In `reporting`: `results` reads files, `rows` makes numbers of them, which `summary` compares;
@@ -31,7 +33,9 @@ from lra_tasks.reporting.text import render_csv, render_markdown, render_table
 _FORMAT = flags.DEFINE_enum(
   'format', 'table', ('table', 'markdown', 'csv', 'html'),
   'table: text for the terminal. markdown: tables for GitHub. csv: raw numbers, accuracies as '
-  'fractions, one line a row. html: one page with figures, for which matplotlib is needed.',
+  'fractions, one line a row; where `comparable` is false (other data) or `changed` true (other '
+  'fields than those of the preset), published figures do not compare, and differences are empty. '
+  'html: one page with figures, for which matplotlib is needed.',
 )  # fmt: skip
 _OUTPUT = flags.DEFINE_string('output', None, 'File to write instead of standard output.')
 _PUBLISHED = flags.DEFINE_enum(
@@ -61,8 +65,8 @@ def main(argv: Sequence[str]) -> int:
   report = build_report(found, results.load_published(), _PUBLISHED.value, _EXTERNAL.value)
   text = RENDERERS[_FORMAT.value](report)
   if _FORMAT.value == 'csv':  # The other formats have notes.
-    for run in report.unfinished:
-      print(f'note: not finished, left out: {run}', file=sys.stderr)
+    for note in report.left_out:
+      print(f'note: {note}', file=sys.stderr)
   try:
     if _OUTPUT.value:
       Path(_OUTPUT.value).write_text(text, encoding='utf-8')

@@ -22,9 +22,12 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   with open(path, encoding='utf-8', errors='replace') as file:
     for line in file:
       try:
-        records.append(json.loads(line))
+        record = json.loads(line)
       except json.JSONDecodeError:
         break
+      if not isinstance(record, dict):  # A part of a line may be JSON, such as a number.
+        break
+      records.append(record)
   return records
 
 

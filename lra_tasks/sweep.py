@@ -5,8 +5,9 @@
 
 Every run is the command `python -m lra_tasks.train`, which the log shows, in a process of its own:
 its memory is its own too, and a crash ends nothing else. Runs that are finished are skipped, one
-that was stopped goes on where it was: the same command, given again, makes the table grow. When
-time is up, the run that is under way saves its state, for which it has the last 20 seconds.
+that was stopped goes on where it was: the same command, given again, makes the table grow. One
+whose files are damaged counts as failed, until it is moved away or restored. When time is up, the
+run that is under way saves its state, for which it has the last 20 seconds.
 
   python -m lra_tasks.sweep --tasks=cola --models=gmm_prf --seeds=0,1,2 --runs=runs \\
       --try=learning_rate=2e-3,5e-4,1e-4

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from lra_tasks import parallel, rundir
 from lra_tasks.console import exit_code_of, handle_signals
 from lra_tasks.files import is_taken, lock
-from lra_tasks.finished import Run, Unfinished, read_description, read_folder
+from lra_tasks.finished import DamagedRun, Run, Unfinished, read_description, read_folder
 from lra_tasks.sweep_jobs import Job
 
 logger = logging.getLogger('lra_tasks.sweep')
@@ -64,7 +64,8 @@ def outcome_of(job: Job, directories: Sequence[pathlib.Path]) -> Outcome:
 
   Raises:
     OSError: if a file cannot be read.
-    ValueError: if one is damaged, or another run lies there.
+    DamagedRun: if one is none that a run has written.
+    ValueError: if another run lies there.
   """
   outcome = Outcome('waiting')
   for directory in directories:
@@ -72,6 +73,8 @@ def outcome_of(job: Job, directories: Sequence[pathlib.Path]) -> Outcome:
     description = read_description(folder)
     if description is None:
       continue
+    if not isinstance(description.get('config'), Mapping):
+      raise DamagedRun(f'{folder}/config.json lacks the config; move the run away, or restore it')
     _check_same(job, folder, description['config'])
     found = read_folder(folder)
     if isinstance(found, Run):
@@ -192,13 +195,14 @@ class Sweep:
     self._keeping = threading.Lock()  # Of two workers that find the same finished run.
 
   def outcomes(self) -> dict[Job, Outcome]:
-    """Return what there is of each job so far.
+    """Return what there is of each job so far; one whose files are damaged has failed.
 
     Raises:
       OSError: if a file cannot be read.
-      ValueError: if one is damaged, or another run lies where one of them belongs.
+      ValueError: if another run lies where one of them belongs.
     """
-    return {job: self._outcome(job) for job in self._jobs}
+    look = lambda job: self._guarded(job, lambda: self._outcome(job), DamagedRun)
+    return {job: look(job) for job in self._jobs}
 
   def run(self) -> dict[Job, Outcome]:
     """Make all runs that are not finished; return what became of each.
@@ -268,10 +272,16 @@ class Sweep:
     """Make one run, see `_take`; an error becomes an outcome."""
     return self._guarded(job, lambda: self._take(job, worker, title))
 
-  def _guarded(self, job: Job, call: Callable[[], Outcome]) -> Outcome:
+  def _guarded(
+    self,
+    job: Job,
+    call: Callable[[], Outcome],
+    errors: type[Exception] | tuple[type[Exception], ...] = (OSError, ValueError),
+  ) -> Outcome:
+    """Return an outcome; one of these errors is that of a job that has failed."""
     try:
       return call()
-    except (OSError, ValueError) as error:
+    except errors as error:
       logger.error('%s', error)
       self._failed[job] = Outcome('failed', str(error).partition('\n')[0])
       return self._failed[job]

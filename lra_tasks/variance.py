@@ -16,7 +16,8 @@ Where results.json has these metrics, of the split and the number of draws that 
 are taken from there: no checkpoint is needed, and by default any number will do. It has those of
 the test split if the run was evaluated with eval_samples above 1. Otherwise every example is
 predicted with N draws (100 by default) and the best checkpoint. Below a folder, runs that cannot be
-measured in either way are left out and counted, as are those of models that draw nothing.
+measured in either way are left out and counted, as are those of models that draw nothing, and
+damaged ones, which are named too.
 
 --out gets variance.json, a figure of each task with two runs or more (variance_TASK.png, the
 paper's Figure 5), and with three or more how the metrics go together (correlations_TASK.png,
@@ -60,14 +61,16 @@ class Choice(NamedTuple):
   Attributes:
     runs: directory -> what its results.json has, or None where it is to be predicted with.
     left_out: directory -> what keeps a run from being measured.
+    damaged: directory -> which file of a run that is left out cannot be read, and why.
   """
 
   runs: dict[Path, Variance | None]
   left_out: dict[Path, str]
+  damaged: dict[Path, str]
 
   @property
   def notes(self) -> list[str]:
-    """Return a sentence on the results that were read, and one on the runs that are left out."""
+    """Return a sentence on the results that were read, and those on runs that are left out."""
     notes, read = [], sum(found is not None for found in self.runs.values())
     if read:
       notes.append(f'Read from results.json, not predicted again: {read} of {len(self.runs)} runs.')
@@ -75,7 +78,7 @@ class Choice(NamedTuple):
       counts = collections.Counter(self.left_out.values())
       reasons = ', '.join(f'{count} {reason}' for reason, count in counts.items())
       notes.append(f'Runs left out: {reasons}.')
-    return notes
+    return notes + [f'Damaged: {reason}.' for reason in self.damaged.values()]
 
 
 def choose(directories: Sequence[str], **wanted: Any) -> Choice:
@@ -87,9 +90,9 @@ def choose(directories: Sequence[str], **wanted: Any) -> Choice:
 
   Raises:
     OSError: if a run that was named has neither the metrics nor a checkpoint.
-    ValueError: if there is no run to measure.
+    ValueError: if there is no run to measure, or one that was named is damaged.
   """
-  choice = Choice({}, {})
+  choice = Choice({}, {}, {})
   for top in map(Path, directories):
     run = read_folder(top)
     if run is None and top.is_dir():
@@ -117,6 +120,8 @@ def _choose_named(run: Run, wanted: Mapping[str, Any]) -> Variance | None:
 def _choose_below(top: Path, choice: Choice, wanted: Mapping[str, Any]) -> None:
   found = results.load_results([top])
   choice.left_out.update({run.path: 'not finished' for run in found.unfinished})
+  choice.left_out.update({run.path: 'damaged' for run in found.damaged})
+  choice.damaged.update({run.path: run.reason for run in found.damaged})
   for run in found.runs:
     folder, known = run.path.parent, read_result(run, **wanted)
     obstacle = '' if known else _obstacle(folder)

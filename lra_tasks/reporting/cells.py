@@ -36,7 +36,9 @@ _LEGEND = {
   'one draw': 'one draw: accuracy with a single draw; ours % is the mean over all.',
   'best rate': 'best rate: of the learning rates that were run with most seeds, the best on '
   'validation, all else equal.',
-  '(': '(…) start of config_id, where one model and preset was run with different configs.',
+  '=': 'FIELD=VALUE: one model and preset was run with configs that differ in these fields.',
+  '(': '(…) start of config_id, where one model and preset was run with different configs, in more '
+  'than two fields or in what their config.json, if there is one, does not tell.',
   '*': '* preset with fields changed on the command line; config.json has them. It is another '
   'experiment than the published one: no difference is given.',
   '†': "† more than 10 % larger than the base Transformer: outside LRA's rule for like-for-like "
@@ -83,6 +85,11 @@ def _one_draw(row: Row) -> str:
   """Return the accuracy of one draw, where there were more."""
   several = any(samples > 1 for samples in row.values('eval_samples'))
   return _number(row.accuracy_of_one_draw, scale=100) if several else ''
+
+
+def _rate(row: Row) -> str:
+  """Return the learning rate, where it is one of several that were run."""
+  return _number(row.runs[0].learning_rate, '{:g}') if row.rates or row.tried else ''
 
 
 def _difference(row: Row) -> str:
@@ -137,7 +144,7 @@ _COLUMNS = (
   Column('params', lambda row: _span(row.values('parameters'), _size)),
   Column('/ base', lambda row: _number(row.parameter_ratio, '{:.3f}'),
          {'†': lambda row: row.breaks_lra_rule}),
-  Column('rate', lambda row: _number(row.runs[0].learning_rate, '{:g}') if row.rates else ''),
+  Column('rate', _rate),
   Column('steps', lambda row: _span(row.values('steps'))),
   Column('steps/s', lambda row: _number(row.steps_per_second), _OF_SPEED),
   Column('peak GiB', lambda row: _number(row.peak_memory_bytes, scale=2**-30), _OF_SPEED),
@@ -395,6 +402,12 @@ def table_notes(table: Table) -> list[str]:
       remarks = dict.fromkeys(score.note for score in scores if score.note)
       notes.append('; '.join([f'{header}: {source}, {places}', *remarks]) + '.')
   notes += _reasons(table.rows)
+  notes += [
+    f"{row.label}: of the learning rates that were run with most seeds, the preset's own is the "
+    'best on validation.'
+    for row in table.rows
+    if row.rates and 'best rate' not in row.preset
+  ]
   rows_on = collections.defaultdict(list)
   for row in table.rows:
     for device in row.values('device'):
@@ -423,7 +436,7 @@ def repeat_notes(row: Row) -> list[str]:
 
 
 def report_notes(report: Report, sheets: Sheets) -> list[str]:
-  """Return the legend of the columns and marks that are shown, and the unfinished runs."""
+  """Return the legend of the columns and marks that are shown, and the runs left out."""
   shown: set[str] = set()
   for sheet in sheets.all:
     shown |= {column.header for column in sheet.columns}
@@ -432,7 +445,10 @@ def report_notes(report: Report, sheets: Sheets) -> list[str]:
   if shown.intersection('≈▲▼'):
     shown.add('± se')  # They go by it.
   for table in report.tables:
-    shown |= {key for row in table.rows for key in ('*', '(', 'best rate') if key in row.preset}
+    for row in table.rows:
+      shown |= {'(' if row.tag.startswith('(') else '='} if row.tag else set()
+      shown |= {'*'} if row.is_changed else set()
+      shown |= {'best rate'} if 'best rate' in row.preset else set()
   return [text for key, text in _LEGEND.items() if key in shown] + [
-    f'Not finished, left out: {run}.' for run in report.unfinished
+    f'{text[0].upper()}{text[1:]}.' for text in report.left_out
   ]

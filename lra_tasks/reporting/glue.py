@@ -124,7 +124,7 @@ def _by_model(table: Table) -> dict[tuple[str, str], Row]:
   for row in table.rows:
     if row.kind == 'run' and row.runs[0].preset in ('paper', 'paper*'):
       found.setdefault((row.model, _corpus(row.runs[0])), []).append(row)
-  order = lambda row: ('*' not in row.preset, len(row.rates), len(row.runs))
+  order = lambda row: (not row.is_changed, len(row.rates), len(row.runs))
   return {key: max(rows, key=order) for key, rows in found.items()}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lra_tasks.finished import Run, Unfinished, read_folder
+from lra_tasks.finished import Damaged, Run, Unfinished, read_folder
 
 # Where a source's scores are shown.
 SOURCES = {
@@ -29,25 +29,32 @@ class Results(NamedTuple):
 
   runs: tuple[Run, ...]
   unfinished: tuple[Unfinished, ...] = ()
+  damaged: tuple[Damaged, ...] = ()
 
 
 def load_results(directories: Iterable[str | os.PathLike[str]]) -> Results:
   """Read every results.json in and below `directories`, each file once.
 
+  Of runs below a directory, those that cannot be read are left out, and named in what is returned.
+
   Raises:
-    OSError: if a directory or file does not exist or cannot be read.
-    ValueError: if there is no finished run in or below a directory, or a file is damaged.
+    OSError: if a directory does not exist, or it or a file of a run that lies right in it cannot be
+      read.
+    ValueError: if there is no finished run in or below a directory, or one that lies right in it is
+      damaged.
   """
   runs: dict[str, Run] = {}
   unfinished: dict[str, Unfinished] = {}
+  damaged: dict[str, Damaged] = {}
   for top in map(Path, directories):
-    found = [read_folder(folder) for folder in _walk(top)]
+    found = [_read(folder, top) for folder in _walk(top)]
     pending = [run for run in found if isinstance(run, Unfinished)]
+    broken = [run for run in found if isinstance(run, Damaged)]
     finished = [run for run in found if isinstance(run, Run)]
     if not finished:
       raise ValueError(
         f'{top}: no finished run here or below'
-        + (f': {"; ".join(map(str, pending))}' if pending else '')
+        + (f': {"; ".join(map(str, pending + broken))}' if pending or broken else '')
         + '; python -m lra_tasks.train --config=... --model_dir=... writes results.json at the '
         'end of its run, and goes on with a run that was stopped'
       )
@@ -55,7 +62,19 @@ def load_results(directories: Iterable[str | os.PathLike[str]]) -> Results:
       runs.setdefault(os.path.realpath(run.path), run)
     for run in pending:
       unfinished.setdefault(os.path.realpath(run.path), run)
-  return Results(tuple(runs.values()), tuple(unfinished.values()))
+    for run in broken:
+      damaged.setdefault(os.path.realpath(run.path), run)
+  return Results(tuple(runs.values()), tuple(unfinished.values()), tuple(damaged.values()))
+
+
+def _read(folder: Path, top: Path) -> Run | Unfinished | Damaged | None:
+  """Return the run that lies in `folder`, if one does; damage is an error in `top` alone."""
+  try:
+    return read_folder(folder)
+  except (OSError, ValueError) as error:
+    if folder == top:  # It was named: a report without it is not what was asked for.
+      raise
+    return Damaged(folder, str(error))
 
 
 def _walk(top: Path) -> Iterator[Path]:

@@ -8,9 +8,10 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lra_tasks.finished import Run, Unfinished
+from lra_tasks.finished import Damaged, Run, Unfinished
 from lra_tasks.paper import PAPER_SHORT_TASKS
 from lra_tasks.reporting import results
+from lra_tasks.reporting.differences import different_fields
 from lra_tasks.reporting.results import Group, PublishedScore, Results
 
 # Those of LRA, in the order of tables.
@@ -51,8 +52,7 @@ class Row:
 
   kind: str  # 'run', 'majority' or 'published'
   model: str
-  # With 'best rate' behind it where learning rates of the preset were tried, else with the start of
-  # config_id in brackets where that tells rows apart.
+  # With 'best rate' behind it where learning rates of the preset were tried, and `tag`.
   preset: str = ''
   runs: tuple[Run, ...] = ()
   repeated: tuple[Run, ...] = ()  # Left out: older runs of the same seeds.
@@ -68,6 +68,10 @@ class Row:
   steps_per_second: float | None = None  # Mean over the runs.
   peak_memory_bytes: int | None = None  # Largest of the runs.
   rates: tuple[Rate, ...] = ()  # The largest first; empty where only one was run.
+  tried: bool = False  # Whether the learning rate stands in `rates` of another row.
+  # What tells rows of one model and preset apart: fields in which their configs differ, or the
+  # start of config_id in brackets.
+  tag: str = ''
   other_revision: bool = False  # Whether the code is not that of most rows: speeds do not compare.
 
   @property
@@ -79,6 +83,11 @@ class Row:
   def label(self) -> str:
     """What names the row in notes."""
     return f'{self.model} {self.preset}'.rstrip()
+
+  @property
+  def is_changed(self) -> bool:
+    """Whether fields besides the learning rate were changed: the label does not tell which."""
+    return '*' in self.preset.removesuffix(self.tag)
 
   @property
   def reference(self) -> PublishedScore | None:
@@ -150,6 +159,14 @@ class Report(NamedTuple):
 
   tables: tuple[Table, ...]
   unfinished: tuple[Unfinished, ...] = ()
+  damaged: tuple[Damaged, ...] = ()
+
+  @property
+  def left_out(self) -> list[str]:
+    """A sentence on each run that is not shown, without its full stop."""
+    return [f'not finished, left out: {run}' for run in self.unfinished] + [
+      f'damaged, left out: {run}' for run in self.damaged
+    ]
 
 
 def build_report(
@@ -178,12 +195,12 @@ def build_report(
     of_task = results.published_for(published, key[0], external)
     rows = (_run_row(group, of_task.get(group.runs[0].model, {})) for group in groups[key])
     ours = sorted(rows, key=_place)
-    # On GLUE the paper reports the best of several; elsewhere a changed rate is another experiment.
-    ours, passed_over = _choose_rates(ours) if key[0] in PAPER_SHORT_TASKS else (ours, ())
+    # On GLUE the paper reports the best of several; elsewhere its figures are of the preset's own.
+    ours, passed_over = _choose_rates(ours, keep_plain=key[0] not in PAPER_SHORT_TASKS)
     ours = _tell_apart(_mark_revisions(ours))
     rest = _other_rows(ours, of_task, which == 'all')
     tables.append(Table(*key, (*ours, *rest), _tell_apart(passed_over)))
-  return Report(tuple(tables), found.unfinished)
+  return Report(tuple(tables), found.unfinished, found.damaged)
 
 
 def _rank(task: str) -> int:
@@ -195,10 +212,15 @@ def _place(row: Row) -> tuple[float, str]:
   return -row.accuracy, row.label
 
 
-def _choose_rates(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+def _choose_rates(rows: Sequence[Row], *, keep_plain: bool) -> tuple[list[Row], list[Row]]:
   """Return rows with the learning rates that are best on validation, and those passed over.
 
   Of the rates with most seeds, it is the one with the best mean.
+
+  Args:
+    rows: of one task, data set and split.
+    keep_plain: whether a preset that was run as it is keeps a row of that name: it takes part, but
+      published figures are held against it, whichever rate is the best.
   """
   groups = collections.defaultdict(list)
   for row in rows:
@@ -209,12 +231,21 @@ def _choose_rates(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     rates = _rates(comparable)
     if rates:
       best = max(comparable, key=_quality)
-      plain = next((rate.preset for rate in rates if not rate.preset.endswith('*')), best.preset)
-      chosen.append(dataclasses.replace(best, rates=rates, preset=f'{plain}, best rate'))
-      passed_over += [row for row in comparable if row is not best]
+      kept = [row for row in comparable if keep_plain and not row.is_changed]
+      name = best.preset if best in kept else f'{_base_of(best, rates)}, best rate'
+      chosen.append(dataclasses.replace(best, rates=rates, preset=name))
+      chosen += [dataclasses.replace(row, tried=True) for row in kept if row is not best]
+      passed_over += [row for row in comparable if row is not best and row not in kept]
       members = [row for row in members if row not in comparable]
     chosen += members
   return sorted(chosen, key=_place), passed_over
+
+
+def _base_of(row: Row, rates: Sequence[Rate]) -> str:
+  """Return the preset whose learning rates were tried: without a star if it was run as it is."""
+  plain = [rate.preset for rate in rates if not rate.preset.endswith('*')]
+  own = row.preset.removesuffix('*')
+  return own if own in plain else next(iter(plain), row.preset)
 
 
 def _quality(row: Row) -> tuple[int, float, float]:
@@ -249,10 +280,27 @@ def _rates(rows: Sequence[Row]) -> tuple[Rate, ...]:
 
 
 def _tell_apart(rows: Sequence[Row]) -> tuple[Row, ...]:
-  """Return rows whose presets have config ids where one model and preset has several configs."""
-  counts = collections.Counter((row.model, row.preset) for row in rows)
-  tag = lambda row: f' ({row.runs[0].config_id[:6]})' * (counts[row.model, row.preset] > 1)
-  return tuple(dataclasses.replace(row, preset=f'{row.preset}{tag(row)}'.strip()) for row in rows)
+  """Return rows whose presets have tags where one model and preset has several configs."""
+  groups = collections.defaultdict(list)
+  for place, row in enumerate(rows):
+    groups[row.model, row.preset].append(place)
+  tags = [''] * len(rows)
+  for places in groups.values():
+    if len(places) > 1:
+      for place, tag in zip(places, _tags([rows[place] for place in places]), strict=True):
+        tags[place] = tag
+  return tuple(
+    dataclasses.replace(row, tag=tag, preset=f'{row.preset} {tag}'.strip())
+    for row, tag in zip(rows, tags, strict=True)
+  )
+
+
+def _tags(rows: Sequence[Row]) -> list[str]:
+  """Return what tells rows of one model and preset apart."""
+  # Rows with the best of several learning rates have a column for it.
+  besides = ('learning_rate',) if all(row.rates for row in rows) else ()
+  fields = different_fields([row.runs for row in rows], besides)
+  return [text or f'({row.runs[0].config_id[:6]})' for text, row in zip(fields, rows, strict=True)]
 
 
 def _other_rows(

@@ -89,7 +89,7 @@ def make_overviews(tables: Iterable[Table]) -> list[Overview]:
 
 def _is_plain(row: Row) -> bool:
   """Return whether a row of ours is what its preset says."""
-  return row.kind == 'run' and not set('*(').intersection(row.preset)
+  return row.kind == 'run' and not row.is_changed and not row.tag
 
 
 def _place(name: str, names: Sequence[str]) -> int:

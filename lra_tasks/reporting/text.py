@@ -74,12 +74,12 @@ def render_markdown(report: Report) -> str:
 
 
 _CSV_COLUMNS = (
-  'kind', 'task', 'dataset', 'split', 'model', 'preset', 'config_id', 'accuracy', 'accuracy_sd',
-  'accuracy_of_one_draw', 'accuracy_sd_of_draws', 'voting_accuracy', 'runs', 'seeds', 'examples',
-  'comparable', 'validation_is_test', 'published_paper', 'published_lra', 'difference_to_paper',
-  'difference_to_lra', 'parameters', 'base_parameters', 'parameter_ratio', 'breaks_lra_rule',
-  'steps', 'steps_per_second', 'peak_memory_bytes', 'eval_samples', 'f1', 'matthews',
-  'learning_rate', 'pretrained', 'device', 'git_revision', 'source', 'note',
+  'kind', 'task', 'dataset', 'split', 'model', 'preset', 'changed', 'config_id', 'accuracy',
+  'accuracy_sd', 'accuracy_of_one_draw', 'accuracy_sd_of_draws', 'voting_accuracy', 'runs',
+  'seeds', 'examples', 'comparable', 'validation_is_test', 'published_paper', 'published_lra',
+  'difference_to_paper', 'difference_to_lra', 'parameters', 'base_parameters', 'parameter_ratio',
+  'breaks_lra_rule', 'steps', 'steps_per_second', 'peak_memory_bytes', 'eval_samples', 'f1',
+  'matthews', 'learning_rate', 'pretrained', 'device', 'git_revision', 'source', 'note',
 )  # fmt: skip
 
 
@@ -89,7 +89,8 @@ def render_csv(report: Report) -> str:
   Lines of kind 'run' and 'majority' are the rows of the tables, and those of learning rates that
   tables leave out. Each published score that is shown is a line of kind 'published' with its
   source, also where its model was run. Several values of one cell are separated by blanks, or by
-  semicolons if they are text.
+  semicolons if they are text. `changed` is true where fields of the preset were changed.
+  Differences are empty there, and where `comparable` is false: published figures do not compare.
   """
   file = io.StringIO()
   writer = csv.DictWriter(file, _CSV_COLUMNS, lineterminator='\n')
@@ -109,10 +110,13 @@ def render_csv(report: Report) -> str:
 def _csv_of_row(row: Row) -> dict[str, Any]:
   if row.kind != 'run':
     return vars(row)
+  preset = row.runs[0].preset or ''
+  plain = preset.removesuffix('*')
   of_runs = {name: row.values(name) for name in vars(row.runs[0])}
   return of_runs | vars(row) | {
     'runs': len(row.runs),
-    'preset': row.runs[0].preset,
+    'preset': plain,
+    'changed': plain != preset,
     'seeds': row.values('seed'),
     'published_paper': row.paper and row.paper.fraction,
     'published_lra': row.lra and row.lra.fraction,

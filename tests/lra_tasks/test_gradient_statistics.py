@@ -191,6 +191,10 @@ def test_wrong_arguments(tmp_path, capsys):
   assert 'name --out and at least one run' in capsys.readouterr().err
   assert command(tmp_path, f'--out={tmp_path}') == 1
   assert f'{tmp_path} holds no run: it has no config.json' in capsys.readouterr().err
+  for percent in (-1, 101):
+    assert command(tmp_path, f'--out={tmp_path}/out', f'--accuracies=20,{percent}') == 1
+    error = f'--accuracies are percentages from 0 to 100, got {percent}'
+    assert error in capsys.readouterr().err
 
 
 def curve(model, *, accuracies=None, data='sparse_sum/a', **gradients):

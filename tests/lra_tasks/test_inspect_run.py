@@ -99,6 +99,7 @@ def test_initial_parameters_are_those_of_the_seed(reference):
   ('arguments', 'message'),
   [
     (['--out=OUT', '--show=kernels'], "unknown thing to --show 'kernels'.* 'kernel'.*; known: att"),
+    (['--out=OUT', '--show='], '--show names nothing: give some of eigenvalues, kernel, spectrum'),
     (['--out=OUT', '--input=[MAX 1 7 X ]'], r"--input: unknown symbol 'X' \(symbol 4 of 5\)"),
     (['--out=OUT', '--input='], "--input: no tokens in ''"),
     (['--out=OUT', '--input=1', '--input=2'], '--input must be given 1 times, got 2'),

@@ -10,8 +10,8 @@ from absl import flags
 from breadth import slow_but
 from run_helpers import ROOT, environment, finish, start, wait_for
 
-from lra_tasks import prepare
-from lra_tasks.data import listops
+from lra_tasks import configuration, prepare
+from lra_tasks.data import datasets, listops, text
 
 COMMAND = [sys.executable, '-m', 'lra_tasks.prepare']
 SMALL = listops.ListOpsData(min_length=4, max_length=20, num_train=60, num_valid=20, num_test=30)
@@ -55,6 +55,49 @@ def test_says_where_the_data_lies(tsv, tmp_path, capsys):
     ['size', '0.4', 'MB'],
   ]
   assert run(capsys, *arguments) == first
+
+
+def uses(output):
+  """Lines about what a config reads, as words."""
+  lines = output.splitlines()
+  assert lines[1] == '  this config'
+  return [' '.join(line.split()) for line in lines[2:-1]]
+
+
+def test_of_a_config_it_says_what_that_reads(tmp_path):
+  """The test split serves for validation, and what is held out is trained on."""
+  place = {'source': f'{ROOT}/tests/fixtures/text/aclImdb_short.tar.gz', 'data_dir': str(tmp_path)}
+  config, size = (
+    f'{ROOT}/configs/text.py:gmm_prf,paper',
+    {'data.num_train': 80, 'data.num_test': 40},
+  )
+
+  def use(**changes):
+    fields = configuration.resolve(configuration.load(config, size | changes))
+    builder = configuration.open_data(fields, task_name=None, **place)
+    datasets.prepare(builder)
+    return uses(prepare.describe(builder, fields))
+
+  done = subprocess.run(
+    [*COMMAND, f'--config={config}', *(f'--config.{name}={value}' for name, value in size.items()),
+     *(f'--{name}={value}' for name, value in place.items())],
+    cwd=ROOT, capture_output=True, text=True, env=environment(), check=True,
+  )  # fmt: skip
+  data = text.TextData(validation='test', num_train=80, num_test=40)
+  builder = text.make_builder(data, **place)  # What training reads.
+  read = [len(builder.as_data_source(split)) for split in ('train', 'validation', 'test')]
+  assert read == [80, 40, 40]
+  assert uses(done.stdout) == use() == [
+    'trains on 80 examples: train+validation',
+    'validates on 40 examples: test',
+    'tests on 40 examples: test',
+  ]  # fmt: skip
+  assert use(**{'data.validation': 'holdout'})[:2] == [
+    'trains on 72 examples: train', 'validates on 8 examples: validation'
+  ]  # fmt: skip
+  few = use(num_eval_steps=2, batch_size=8)
+  assert few[1] == 'validates on 16 examples: the first of test'
+  assert use(num_eval_steps=99) == use()
 
 
 @pytest.mark.slow

@@ -318,6 +318,7 @@ def test_csv_read_back():
   assert (second['accuracy_sd'], second['peak_memory_bytes'], second['seeds']) == ('', '', '0')
   assert (second['published_paper'], second['published_lra']) == ('0.3638', '0.3637')
   assert (second['comparable'], second['preset']) == ('true', 'lra')
+  assert [line['changed'] for line in (first, second, majority)] == ['false', 'false', '']
   assert second['source'] == 'runs/a/results.json'
   assert (majority['accuracy'], majority['comparable'], majority['runs']) == ('0.171', '', '')
   paper = 'KL-Transformer paper (TMLR 07/2022), Table 2'
@@ -328,6 +329,17 @@ def test_csv_read_back():
     ('transformer', '0.3637', leaderboard),
     ('random', '0.1', paper),
   ]
+
+
+@pytest.mark.parametrize('changes', [{'comparable': False}, {'preset': 'paper*'}])
+def test_csv_has_no_difference_where_figures_do_not_compare(changes):
+  built = make_report(make_run(**changes))
+  line = next(csv.DictReader(io.StringIO(report_text.render_csv(built))))
+  assert (line['published_paper'], line['preset']) == ('0.3696', 'paper')
+  assert (line['difference_to_paper'], line['difference_to_lra']) == ('', '')
+  assert (line['comparable'], line['changed']) == (
+    ('true', 'true') if 'preset' in changes else ('false', 'false')
+  )
 
 
 def test_differing_values_are_kept():
@@ -367,6 +379,7 @@ def test_command_where_the_encoding_lacks_characters(folder):
 def test_command_help():
   text = command('--help').stdout
   assert 'beside the published figures' in text
+  assert 'published figures do not compare, and differences are empty' in ' '.join(text.split())
   assert all(f'--{name}' in text for name in ('format', 'output', 'published', '[no]external'))
 
 
@@ -382,6 +395,22 @@ def test_the_runs_of_the_package_are_the_default():
   assert set(re.findall(title, command().stdout, re.M)) == {
     run.task for run in results.load_results([results.KEPT]).runs
   }
+
+
+def test_damaged_runs_are_named_beside_the_others(folder):
+  (folder / 'c').mkdir()
+  (folder / 'c' / 'config.json').write_text('')
+  done = command(folder)
+  words = ' '.join(done.stdout.split())
+  assert (done.returncode, done.stderr) == (0, '')
+  assert f'Damaged, left out: {folder}/c/config.json: damaged JSON: ' in words
+  assert words.endswith('; move the run away, or restore the file.')
+  done = command(folder, '--format=csv')
+  assert f'note: damaged, left out: {folder}/c/config.json: damaged JSON: ' in done.stderr
+  assert done.stdout.count('\nrun,') == 1
+  done = command(folder / 'c')
+  assert (done.returncode, done.stdout) == (1, '')
+  assert done.stderr.startswith(f'error: {folder}/c/config.json: damaged JSON: ')
 
 
 def test_output_file_and_unfinished_runs_beside_csv(folder):

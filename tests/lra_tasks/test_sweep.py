@@ -508,6 +508,37 @@ def test_another_run_in_the_way_stops_everything_at_the_start(trial):
   assert trial.calls() == []
 
 
+@pytest.mark.parametrize(
+  ('name', 'content', 'words'),
+  [
+    ('config.json', '', 'damaged JSON'),
+    ('config.json', '{}', 'lacks the config'),
+    ('results.json', '{"task": "li', 'damaged JSON'),
+  ],
+)
+def test_what_is_damaged_at_the_start_fails_alone(trial, name, content, words):
+  jobs = jobs_of('gmm_prf', 'transformer', seeds=(0, 1), tried='learning_rate=0.1,0.2')
+  first = jobs[0]
+  trial.states([first])
+  path = trial.runs / first.name / name
+  path.write_text(content)
+  own = trial.sweep(jobs)
+  states = [outcome.state for outcome in own.outcomes().values()]
+  assert states == ['failed'] + 3 * ['waiting'] + 4 * ['undecided']
+  found = own.run()
+  assert found[first].state == 'failed'
+  assert words in found[first].remark
+  assert '; move the run away, or restore ' in found[first].remark
+  assert path.read_text() == content
+  # As a value that fails: the other one is chosen.
+  assert [outcome.state for outcome in found.values()] == [
+    'failed', 'finished', 'finished', 'finished',
+    'passed over', 'passed over', 'finished', 'finished',
+  ]  # fmt: skip
+  shutil.rmtree(path.parent)
+  assert trial.sweep([first]).run()[first].state == 'finished'
+
+
 def test_one_that_gets_in_the_way_later_fails_alone(trial, monkeypatch):
   jobs = jobs_of('gmm_prf', 'transformer')
   own = trial.sweep(jobs)

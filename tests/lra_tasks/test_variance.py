@@ -239,6 +239,8 @@ def test_kept_results_make_the_figures(capsys, tmp_path):
   keep(runs / 'text/transformer', 'transformer')
   keep(runs / 'text/performer', 'performer', attention={'kernel': 'relu'})
   keep(runs / 'text/stopped', planned=20_000)
+  keep(runs / 'text/damaged')
+  (runs / 'text/damaged/results.json').write_text('')
   code, out, err = run(capsys, runs, f'--out={out_dir}')
   assert code == 0, err
   title, _, header, _, first, *_ = out.splitlines()
@@ -246,7 +248,8 @@ def test_kept_results_make_the_figures(capsys, tmp_path):
   assert first.split()[-7:] == ['36.00', '40.00', '1.1111', '2.00', '0.100', '10', '2,000']
   assert 'Read from results.json, not predicted again: 4 of 4 runs.' in out
   (line,) = [line for line in out.splitlines() if line.startswith('Runs left out: ')]
-  assert '1 not finished' in line
+  assert '1 not finished, 1 damaged' in line
+  assert f'\nDamaged: {runs}/text/damaged/results.json: damaged JSON: ' in out
   assert '2 of models that draw nothing' in line
   assert '1 with neither a checkpoint nor these metrics in results.json' in line
   assert sorted(path.name for path in out_dir.iterdir()) == [
@@ -281,6 +284,15 @@ def test_infinite_deviations_of_kept_results(capsys, tmp_path):
   runs = json.loads((tmp_path / 'variance.json').read_text(), parse_constant=pytest.fail)['runs']
   assert [v['median_deviation'] for v in runs] == pytest.approx([0.1, None, 0.3])
   assert (tmp_path / 'correlations_listops.png').exists()
+
+
+def test_a_damaged_run_that_is_named_is_an_error(capsys, tmp_path):
+  keep(tmp_path / 'run', **VOTES)
+  keep(tmp_path / 'damaged', **VOTES)
+  (tmp_path / 'damaged/config.json').write_text('{')
+  code, out, err = run(capsys, tmp_path / 'run', tmp_path / 'damaged')
+  assert (code, out) == (1, '')
+  assert err.startswith(f'error: {tmp_path}/damaged/config.json: damaged JSON: ')
 
 
 @pytest.mark.parametrize(

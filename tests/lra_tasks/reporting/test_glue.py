@@ -119,7 +119,7 @@ def test_revisions_are_compared_among_rows_that_are_shown():
   assert [row.other_revision for row in table.rows if row.kind == 'run'] == [False, False]
 
 
-def test_elsewhere_a_changed_rate_is_another_experiment():
+def test_elsewhere_rates_without_a_score_on_validation_do_not_compete():
   built = make_report(
     make_run('a', rates_id='r', learning_rate=5e-3),
     make_run('b', rates_id='r', learning_rate=1e-3, preset='paper*', config_id='b', accuracy=0.4),

@@ -54,6 +54,7 @@ def test_load_finds_runs_below_and_counts_each_once(tmp_path):
     ('{"step": 20}\n{"st', '{"config": {"num_train_steps": 5000}}', 'up to step 20 of 5,000)'),
     ('{"step": 20}\n{"step": 40}\n', '{}', '(evaluated up to step 40)'),
     ('', '{}', '(not evaluated yet)'),
+    ('7', '{"config": {"num_train_steps": "many"}}', '(not evaluated yet)'),
     (None, '{"config": "of something else"}', '(not evaluated yet)'),
   ],
 )
@@ -73,7 +74,10 @@ def test_unfinished_run_says_how_far_it_got(tmp_path, metrics, config, words):
 
 def test_evaluation_before_the_last_step_is_no_finished_run(tmp_path):
   write_run(tmp_path, planned=200)
-  assert f'{tmp_path} (not evaluated yet)' in error_of(tmp_path)
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 80}\n')
+  error = error_of(tmp_path)
+  assert f'{tmp_path} (results.json has 37.00 % on test after step 100 of 200, by --test' in error
+  assert 'the steps after that are missing); python -m lra_tasks.train ' in error
 
 
 def test_empty_folder_says_where_results_come_from(tmp_path):
@@ -110,6 +114,40 @@ def test_unreadable_folder_and_file(tmp_path, monkeypatch):
 def test_damaged_file(tmp_path, content, words):
   (tmp_path / 'results.json').write_bytes(content)
   assert f'{tmp_path}/results.json: {words}' in error_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'words'),
+  [
+    ('config.json', '', 'damaged JSON: Expecting value'),
+    ('config.json', '{"config": {"num_tr', 'damaged JSON: Unterminated string'),
+    ('results.json', '', 'damaged JSON: Expecting value'),
+    ('results.json', '{}', 'missing: task, dataset'),
+  ],
+)
+def test_below_a_folder_damaged_runs_are_left_out(tmp_path, name, content, words):
+  write_run(tmp_path / 'a', planned=100)
+  write_run(tmp_path / 'c', planned=100, seed=1)
+  (tmp_path / 'c' / name).write_text(content)
+  found = results.load_results([tmp_path, tmp_path])
+  assert [run.path.parent.name for run in found.runs] == ['a']
+  (damaged,) = found.damaged
+  assert damaged.path == tmp_path / 'c'
+  assert str(damaged).startswith(f'{tmp_path}/c/{name}: {words}')
+  assert str(damaged).endswith('; move the run away, or restore the file')
+  # One that is named is an error, as is a folder with no other.
+  assert error_of(tmp_path / 'c') == str(damaged)
+  (tmp_path / 'a' / 'results.json').unlink()
+  (tmp_path / 'a' / 'config.json').unlink()
+  assert f'{tmp_path}: no finished run here or below: {damaged}; python -m' in error_of(tmp_path)
+
+
+def test_below_a_folder_a_link_to_nothing_is_left_out(tmp_path):
+  write_run(tmp_path / 'a')
+  (tmp_path / 'c').mkdir()
+  (tmp_path / 'c' / 'results.json').symlink_to(tmp_path / 'gone')
+  (damaged,) = results.load_results([tmp_path]).damaged
+  assert str(damaged) == f"[Errno 2] No such file or directory: '{tmp_path}/c/results.json'"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,24 @@
+"""Which fields of a config make two runs the same experiment; needs no JAX, as the report has none.
+
+`lra_tasks.configuration` makes digests by them, the report tells rows apart by them.
+"""
+
+from typing import Any
+
+# Two runs that differ in these alone are repetitions of one experiment.
+REPETITION = (
+  'random_seed', 'trial', 'save_checkpoints', 'restore_checkpoints', 'checkpoint_freq',
+  'keep_accuracies',
+)  # fmt: skip
+# ... in these, trials of one experiment with different learning rates.
+OF_RATES = ('learning_rate', 'preset')
+# Fields that earlier versions did not have: at these defaults, they tell no runs apart.
+LATER: dict[str, Any] = {
+  'interaction': None,
+  'objective': 'classify',
+  'mask_rate': 0.15,
+  'hidden_dim': None,
+  'activation': 'relu',
+  'adam_b2': 0.98,
+  'pretrained': '',
+}
