@@ -62,8 +62,8 @@ def kernel_attention(
       gives zeros.
     smoothing: c ≥ 0, a constant feature that adds c² to the kernel; None is 1 for Fourier features,
       whose outputs can be arbitrarily large for less, and 0 for the others. The authors' code uses
-      it with Fourier features (the paper does not mention it): for c ≥ 1 no denominator is
-      negative.
+      it with Fourier features (the paper does not mention it): for c ≥ 1, and
+      weights of at most 1, no denominator is negative.
     log_weight: log of the weight of each frequency, where they do not count equally: the kernel is
       the mean over frequencies of exp(log_weight) phi(q) phi(k).
     causal: whether query i sees the keys 0 ... i alone; needs as many keys as queries. See

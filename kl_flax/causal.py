@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kl_flax.numerics import divide, einsum_float32, product_dtype
+from kl_flax.numerics import divide, einsum_float32, pad_axis, product_dtype
 from kl_flax.sums import (
   FEATURE_MAPS,
   SQUARED_NORM_FACTOR,
@@ -214,7 +214,7 @@ def causal_sums(
   width = head_dim if omega is None else omega.shape[1]
   state = init_decoding(batch, num_heads, width, value.shape[3], features=features)
   _, sums = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), state, chunks)
-  sums = jnp.moveaxis(sums, 0, 1).reshape(batch, -1, *sums.shape[3:])[:, :length]
+  sums = jnp.moveaxis(sums, 0, 1).reshape(batch, len(sums) * chunk, *sums.shape[3:])[:, :length]
   return sums[..., :-1], sums[..., -1:]
 
 
@@ -238,8 +238,8 @@ def _mask_of(key, key_mask):
 
 def _in_chunks(x, chunk):
   """Return [b, l, ...] as [chunks, b, chunk, ...], filled up with zeros (False)."""
-  x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk)] + [(0, 0)] * (x.ndim - 2))
-  return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+  x = pad_axis(x, 1, chunk)
+  return jnp.moveaxis(x.reshape(x.shape[0], x.shape[1] // chunk, chunk, *x.shape[2:]), 1, 0)
 
 
 def _attend(state, query, key, value, mask, omega, log_weight, *, features, smoothing):
@@ -333,7 +333,8 @@ def _running_maximum(x):
   batch, heads, chunk, width = x.shape
   pairs_up_to = lambda x: jnp.where(jnp.tri(x.shape[-2], dtype=bool)[..., None], x, -jnp.inf)
   maximum = lambda x: jnp.max(pairs_up_to(x[..., None, :, :]), axis=-2)
-  within = maximum(x.reshape(batch, heads, -1, min(8, chunk), width))
+  size = min(8, chunk)  # Both are powers of two.
+  within = maximum(x.reshape(batch, heads, chunk // size, size, width))
   before = maximum(within[..., -1, :])[:, :, :-1]
   before = jnp.pad(before, [(0, 0), (0, 0), (1, 0), (0, 0)], constant_values=-jnp.inf)
   return jnp.maximum(within, before[:, :, :, None]).reshape(x.shape)

@@ -54,8 +54,20 @@ def divide(
     floor: denominators below it in absolute value are replaced by it; their sign stays.
   """
   if floor:
-    return numerator / floored(denominator, floor)
-  return numerator / jnp.where(denominator == 0, 1, denominator)
+    return _ratio(numerator, floored(denominator, floor))
+  return _ratio(numerator, jnp.where(denominator == 0, 1, denominator))
+
+
+@jax.custom_jvp
+def _ratio(numerator, denominator):
+  """Return the ratio, without the square in JAX's derivative: 1 / b² overflows below 1e-19."""
+  return numerator / denominator
+
+
+@_ratio.defjvp
+def _ratio_derivative(inputs, tangents):
+  ratio = _ratio(*inputs)
+  return ratio, (tangents[0] - ratio * tangents[1]) / inputs[1]
 
 
 def floored(denominator: Float[Array, '*b'], floor: float) -> Float[Array, '*b']:

@@ -59,11 +59,33 @@ def attention_sums(
   dtype = product_dtype(query.dtype)
   value = with_ones(value.astype(dtype))
   state = einsum_float32('bshm,bshe->bhme', phi_k.astype(dtype), value)
+  valid = value if mask is None else jnp.where(mask, value, 0)
+  total = jnp.sum(valid, axis=1, keepdims=True, dtype=jnp.float32)
+  center = None
+  if dtype == jnp.bfloat16:
+    center, state, total = _center(state, total)
   sums = einsum_float32('blhm,bhme->blhe', phi_q.astype(dtype), state.astype(dtype))
   if smoothing:
-    total = value if mask is None else jnp.where(mask, value, 0)
-    sums = sums + constant * jnp.sum(total, axis=1, keepdims=True, dtype=jnp.float32)
-  return sums[..., :-1], sums[..., -1:]
+    sums = sums + constant * total
+  numerator, denominator = sums[..., :-1], sums[..., -1:]
+  if center is not None:
+    numerator += center * denominator
+  return numerator, denominator
+
+
+def _center(state, total):
+  """Return a vector c [b, 1, h, e], and both sums of values v as sums of v − c.
+
+  Weights add up to one, so that c comes back when it is added to the output. What all values have
+  in common would fill the digits that bfloat16 leaves to the sums; the query's gradient consists of
+  what is left of them, and would be off by a tenth where values or weights are much alike.
+  """
+  count = jnp.maximum(total[..., -1:], 1)
+  center = jax.lax.stop_gradient(total[..., :-1] / count)
+  # The last column, of ones, keeps its sums.
+  columns = jnp.append(center, jnp.zeros_like(count), axis=-1)
+  shifted = lambda sums, c: sums - c * sums[..., -1:]
+  return center, shifted(state, jnp.swapaxes(columns, 1, 2)), shifted(total, columns)
 
 
 def resolve_smoothing(features: FeatureMap, smoothing: float | None) -> float:
@@ -154,15 +176,17 @@ def _cos_sin(angle):
 def _stabilise(log_q, log_k, mask, smoothing):
   """Return features that neither overflow nor vanish, and the constant feature beside them.
 
-  The shift of the keys is a maximum per frequency; it is handed over to the queries.
+  The shift of the keys is a maximum per frequency; it is handed over to the queries. Without a
+  valid key, or with a weight of 0, it is -inf: the query's feature is then 0, and of no account for
+  its shift.
   """
   if mask is not None:
     log_k = jnp.where(mask, log_k, -jnp.inf)
   # The ratio does not depend on the shifts, so neither does its gradient.
   shift_k = jax.lax.stop_gradient(jnp.max(log_k, axis=1, keepdims=True))
-  shift_k = jnp.where(jnp.isfinite(shift_k), shift_k, 0.0)  # No valid key at all.
   log_q += shift_k
   shift_q = jax.lax.stop_gradient(jnp.max(log_q, axis=-1, keepdims=True))
+  shift_k, shift_q = (jnp.where(jnp.isfinite(x), x, 0.0) for x in (shift_k, shift_q))
   constant = None
   if smoothing:
     log_constant = jnp.log(smoothing**2 * log_k.shape[-1])

@@ -246,6 +246,8 @@ def evaluate(
     if name in totals[0]
   }
   sums = {name: sum(total[name] for total in totals) for name in totals[0] if name != 'confusion'}
+  if 'truncated' in sums:  # A count of sequences, which are the same in all draws.
+    sums['truncated'] /= num_samples
   return sums | by_draw | {'votes': votes.metrics()}
 
 

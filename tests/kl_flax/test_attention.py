@@ -96,6 +96,65 @@ def test_any_sizes_equal_naive_twin(
   assert_twins(features, smoothing, seed, sizes, frequencies, masked, weighted)
 
 
+@pytest.mark.parametrize('causal', [False, True])
+@pytest.mark.parametrize('features', ['positive', 'softmax', 'fourier'])
+def test_frequencies_of_weight_zero_count_for_nothing(features, causal):
+  """Neither by their features nor by the shifts that keep those of others from vanishing."""
+  inputs, mask = make_inputs(3, lq=40, lk=40, d=16, m=12)
+  inputs |= {name: 5 * inputs[name] for name in ('query', 'key')}
+  mask = mask.at[1].set(False)  # No valid key at all.
+  options = {'features': features, 'key_mask': mask, 'causal': causal}
+  weight = jnp.where(jnp.arange(12) % 2, 0.0, -jnp.inf) * jnp.ones((2, 1))
+  without = inputs | {'omega': inputs['omega'][:, 1::2]}
+  if features == 'fourier':  # Its constant feature counts as many times as there are frequencies.
+    options['smoothing'] = 0.0
+
+  def loss(arrays, weight):
+    return jnp.sum(kernel_attention(**arrays, log_weight=weight, **options) ** 2)
+
+  expected = kernel_attention(**without, **options)
+  found = kernel_attention(**inputs, log_weight=weight, **options)
+  np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
+  assert np.any(np.abs(np.asarray(expected[0])) > 0.1)
+  for leaf in jax.tree.leaves(jax.grad(loss, (0, 1))(inputs, weight)):
+    assert np.all(np.isfinite(leaf))
+
+
+def test_gradients_of_tiny_denominators_are_finite():
+  """elu has no stabiliser: its features are e^x far below zero."""
+  inputs, _ = make_inputs(4, d=8)
+  inputs |= {name: inputs[name] / 100 - 25 for name in ('query', 'key')}
+  inputs['omega'] = None
+  loss = lambda q, k, v: jnp.sum(kernel_attention(q, k, v, None, features='elu') ** 2)
+  arrays = [inputs[name] for name in ('query', 'key', 'value')]
+  for gradient in jax.grad(loss, (0, 1, 2))(*arrays):
+    assert np.all(np.isfinite(gradient))
+    assert np.any(gradient != 0)
+
+
+@pytest.mark.parametrize('features', FEATURE_MAPS)
+def test_what_values_have_in_common_costs_no_digits_of_bfloat16(features):
+  """The query's gradient is a difference of sums that all values add to."""
+  inputs, mask = make_inputs(5, lq=64, lk=64, d=16, e=16, m=64)
+  inputs = options_for(features, inputs)
+  inputs |= {name: 0.5 * inputs[name] for name in ('query', 'key')}
+  inputs['value'] += 3
+  if inputs['omega'] is not None:
+    inputs['omega'] *= 0.4
+  options = {'features': features, 'smoothing': None, 'key_mask': mask}
+  narrow = {
+    name: x if name == 'omega' or x is None else x.astype(jnp.bfloat16)
+    for name, x in inputs.items()
+  }
+  exact = {k: v if v is None else v.astype(jnp.float32) for k, v in narrow.items()}
+  (out, gradients), (expected, wanted) = (
+    outputs_and_gradients(kernel_attention, arrays, **options) for arrays in (narrow, exact)
+  )
+  error = lambda a, b: float(jnp.linalg.norm(a.astype(jnp.float32) - b) / jnp.linalg.norm(b))
+  assert error(out, expected) < 0.01
+  assert error(gradients['query'], wanted['query']) < 0.03
+
+
 @pytest.mark.parametrize('features', FEATURE_MAPS)
 def test_golden_values_in_float64_numpy(features):
   inputs, mask = make_inputs(3)

@@ -251,3 +251,10 @@ def test_states_of_other_sizes_are_refused(sizes, features):
   now = (inputs[name][:, 0] for name in ('query', 'key', 'value'))
   with pytest.raises(ValueError, match='state must come from'):
     decode_step(init_decoding(*sizes, features=features), *now, inputs['omega'])
+
+
+@pytest.mark.parametrize('features', FEATURE_MAPS)
+def test_an_empty_batch_gives_an_empty_output(features):
+  omega = None if features in WITHOUT_FREQUENCIES else jnp.ones((2, 8, 4))
+  x = jnp.ones((0, 300, 2, 4))
+  assert kernel_attention(x, x, x, omega, features=features, causal=True).shape == x.shape

@@ -733,13 +733,16 @@ def test_command_lines_that_cannot_be(arguments, message, tmp_path, capsys, monk
   assert not (tmp_path / 'run').exists()
 
 
-def test_fields_that_a_file_of_lra_leaves_out_can_be_set(tmp_path):
+@pytest.mark.filterwarnings('ignore:.*load_module:DeprecationWarning')  # In ml_collections.
+def test_fields_that_a_file_of_lra_leaves_out_can_be_set(tmp_path, monkeypatch):
   (tmp_path / 'lra.py').write_text(LRA_FILE)
+  argv = ['train', f'--config={tmp_path}/lra.py', '--config.eval_samples=2']
+  monkeypatch.setattr(sys, 'argv', argv)  # Where config_flags looks for --config.FIELD.
   values = flags.FlagValues()
   config = config_flags.DEFINE_config_file(
     'config', flag_values=values, lock_config=False, accept_new_attributes=True
   )
-  values(['', f'--config={tmp_path}/lra.py', '--config.eval_samples=2'])
+  values(argv)
   fields = resolve(config.value, 'listops')
   assert (fields['eval_samples'], fields['batch_size']) == (2, 32)
 
