@@ -24,6 +24,7 @@ c positions of a chunk, g groups of positions in a chunk.
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -305,8 +306,12 @@ def _weigh_log_features(state, query, key, mask, omega, log_weight, *, features,
 def _weights_of_exponents(log_q, log_k, running, dtype):
   """Return sum_m exp(log_q_im + log_k_jm) for j ≤ i, and zero for other pairs: [b, h, c, c]."""
   batch, heads, chunk, _ = log_q.shape
+
   # Groups of positions, or of earlier and later halves.
-  group = lambda x, *sizes: x.reshape(batch, heads, -1, *sizes, x.shape[-1])
+  def group(x, *sizes):
+    rows = math.prod(x.shape[2:-1])
+    return x.reshape(batch, heads, rows // math.prod(sizes), *sizes, x.shape[-1])
+
   size = min(_BLOCK, chunk)
   pairs = group(log_q, size)[..., :, None, :] + group(log_k, size)[..., None, :, :]
   pairs = jnp.where(jnp.tri(size, dtype=bool)[..., None], pairs, -jnp.inf)
