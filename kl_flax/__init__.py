@@ -1,7 +1,7 @@
 """Attention with a learned kernel, in JAX and Flax."""
 
 from kl_flax.attention import KernelAttention, kernel_attention
-from kl_flax.causal import DecodingState, decode_step, init_decoding
+from kl_flax.causal import DecodingState, decode_step, init_decoding, prefill
 from kl_flax.diagnostics import approximation_report, covariance_eigenvalues
 from kl_flax.encoder import Encoder
 from kl_flax.fastfood import FastFood, fastfood_frequencies
@@ -48,6 +48,7 @@ __all__ = [
   'naive_attention_weights',
   'naive_kernel_attention',
   'positive_features',
+  'prefill',
   'softmax_features',
   'walsh_hadamard',
 ]

@@ -174,8 +174,62 @@ def decode_step(
     features=features,
     smoothing=smoothing,
   )
+  return state, _divide(sums[:, 0], omega, features).astype(query.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=('features', 'smoothing'))
+def prefill(
+  state: DecodingState,
+  query: Float[Array, 'b l h d'],
+  key: Float[Array, 'b l h d'],
+  value: Float[Array, 'b l h e'],
+  omega: Float[Array, 'h m d'] | None = None,
+  *,
+  features: FeatureMap = 'positive',
+  key_mask: Bool[Array, 'b l'] | None = None,
+  smoothing: float | None = None,
+  log_weight: Float[Array, 'h m'] | None = None,
+) -> tuple[DecodingState, Float[Array, 'b l h e']]:
+  """Return the state after a prompt and the causal attention of its positions, in O(L).
+
+  As many calls of `decode_step`, in chunks side by side. A long prompt may come in pieces: each
+  goes on with the state of the one before.
+
+  Args:
+    state: from `init_decoding`, `prefill` or `decode_step`.
+    query: of the prompt's positions, in order.
+    key: their keys, in the same dtype.
+    value: their values, in the same dtype.
+    omega: see `decode_step`, like features, smoothing and log_weight.
+    features: as given to `init_decoding`.
+    key_mask: False where a key takes no part, as in the padding behind shorter prompts.
+    smoothing: see `kernel_attention`.
+    log_weight: likewise.
+
+  Raises:
+    ValueError: for inconsistent shapes, an unknown option, or a state of other sizes or features.
+
+  >>> state = init_decoding(batch=1, num_heads=2, num_frequencies=8, value_dim=3)
+  >>> q = k = jnp.ones((1, 5, 2, 4))
+  >>> state, out = prefill(state, q, k, jnp.ones((1, 5, 2, 3)), jnp.ones((2, 8, 4)))
+  >>> seven = jnp.full((1, 2, 3), 7.0)
+  >>> state, out = decode_step(state, q[:, 0], k[:, 0], seven, jnp.ones((2, 8, 4)))
+  >>> out[0, 0].tolist()  # The mean of five values of 1 and one of 7.
+  [2.0, 2.0, 2.0]
+  """
+  smoothing = resolve_smoothing(features, smoothing)
+  check_inputs(query, key, value, omega, features, key_mask, smoothing, log_weight)
+  _check_lengths(query, key)
+  _check_state(state, query, value, omega, features)
+  mask = _mask_of(key, key_mask)
+  options = {'features': features, 'smoothing': smoothing}
+  state, sums = _scan(state, query, key, value, mask, omega, log_weight, **options)
+  return state, _divide(sums, omega, features).astype(query.dtype)
+
+
+def _divide(sums, omega, features):
   floor = denominator_floor(features, 0 if omega is None else omega.shape[1])
-  return state, divide(sums[:, 0, :, :-1], sums[:, 0, :, -1:], floor).astype(query.dtype)
+  return divide(sums[..., :-1], sums[..., -1:], floor)
 
 
 def causal_sums(
@@ -200,23 +254,37 @@ def causal_sums(
   """
   smoothing = resolve_smoothing(features, smoothing)
   check_inputs(query, key, value, omega, features, key_mask, smoothing, log_weight)
-  (batch, length, num_heads, head_dim), keys = query.shape, key.shape[1]
-  if length != keys:
-    raise ValueError(
-      f'causal attention needs as many queries as keys, got {length} queries and {keys} keys'
-    )
+  _check_lengths(query, key)
+  batch, _, num_heads, head_dim = query.shape
+  width = head_dim if omega is None else omega.shape[1]
+  state = init_decoding(batch, num_heads, width, value.shape[3], features=features)
+  mask = _mask_of(key, key_mask)
+  options = {'features': features, 'smoothing': smoothing}
+  _, sums = _scan(state, query, key, value, mask, omega, log_weight, **options)
+  return sums[..., :-1], sums[..., -1:]
+
+
+def _scan(state, query, key, value, mask, omega, log_weight, *, features, smoothing):
+  """Return the state after all positions, and the sums of each with the normaliser last."""
+  batch, length = query.shape[:2]
   chunk = min(_CHUNK, 1 << max(length - 1, 0).bit_length())
-  in_chunks = lambda x: _in_chunks(x, chunk)
-  chunks = jax.tree.map(in_chunks, (query, key, value, _mask_of(key, key_mask)))
+  chunks = jax.tree.map(lambda x: _in_chunks(x, chunk), (query, key, value, mask))
 
   def step(state, chunk):
     return _attend(state, *chunk, omega, log_weight, features=features, smoothing=smoothing)
 
-  width = head_dim if omega is None else omega.shape[1]
-  state = init_decoding(batch, num_heads, width, value.shape[3], features=features)
-  _, sums = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), state, chunks)
+  state, sums = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), state, chunks)
   sums = jnp.moveaxis(sums, 0, 1).reshape(batch, len(sums) * chunk, *sums.shape[3:])[:, :length]
-  return sums[..., :-1], sums[..., -1:]
+  return state, sums
+
+
+def _check_lengths(query, key):
+  """Raise a ValueError unless there are as many queries as keys."""
+  if query.shape[1] != key.shape[1]:
+    raise ValueError(
+      f'causal attention needs as many queries as keys, got {query.shape[1]} queries and '
+      f'{key.shape[1]} keys'
+    )
 
 
 def _check_state(state, query, value, omega, features):

@@ -258,3 +258,28 @@ def test_an_empty_batch_gives_an_empty_output(features):
   omega = None if features in WITHOUT_FREQUENCIES else jnp.ones((2, 8, 4))
   x = jnp.ones((0, 300, 2, 4))
   assert kernel_attention(x, x, x, omega, features=features, causal=True).shape == x.shape
+
+
+@pytest.mark.usefixtures('unannotated')  # The messages are those of the code.
+@pytest.mark.parametrize('features', FEATURE_MAPS)
+def test_a_prompt_in_pieces_then_steps_are_one_causal_pass(features):
+  rng = np.random.default_rng(7)
+  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  q, k, v = normal(2, 150, 2, 4), normal(2, 150, 2, 4), normal(2, 150, 2, 3)
+  omega = None if features in WITHOUT_FREQUENCIES else normal(2, 8, 4)
+  mask = jnp.asarray(rng.random((2, 150)) < 0.8)
+  options = {'features': features, 'smoothing': 0.5}
+  whole = kernel_attention(q, k, v, omega, key_mask=mask, causal=True, **options)
+  state = init_decoding(2, 2, 4 if omega is None else 8, 3, features=features)
+  for piece in (slice(0, 3), slice(3, 140), slice(140, 148)):
+    part = [x[:, piece] for x in (q, k, v)]
+    state, out = causal.prefill(state, *part, omega, key_mask=mask[:, piece], **options)
+    np.testing.assert_allclose(out, whole[:, piece], rtol=2e-3, atol=2e-4)
+  for i in (148, 149):
+    now = [x[:, i] for x in (q, k, v)]
+    state, out = decode_step(state, *now, omega, key_mask=mask[:, i], **options)
+    np.testing.assert_allclose(out, whole[:, i], rtol=2e-3, atol=2e-4)
+  with pytest.raises(ValueError, match='as many queries as keys, got 2 queries and 3 keys'):
+    causal.prefill(state, q[:, :2], k[:, :3], v[:, :3], omega, **options)
+  with pytest.raises(ValueError, match='state must come from init_decoding'):
+    causal.prefill(state, q[:1], k[:1], v[:1], omega, **options)
