@@ -6,6 +6,7 @@ its options, in configs under `attention`.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
@@ -296,7 +297,10 @@ class AttentionFactory:
       if name not in known:
         raise ValueError(unknown_name(f'attention option of {model_type}', name, known))
     factory = cls(model_type, num_positions, tuple(sorted(options.items())))
-    factory()
+    # In a thread of its own: a module that is being set up here would adopt it, and count it among
+    # those that it names.
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+      pool.submit(factory).result()
     return factory
 
   def __call__(self) -> nn.Module:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -229,12 +230,14 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def _missing_file(argv: Iterable[str]) -> str | None:
   """Return a message about a --config of a command line whose file does not exist."""
-  for argument in argv:
-    path = argument.removeprefix('--config=').partition(':')[0]
-    if path != argument and not os.path.exists(path):
-      folder, name = os.path.split(path)
-      if not os.path.isdir(folder or '.'):
-        return f'--config: {path} does not exist, seen from {os.getcwd()}'
+  words = list(argv)[1:]
+  paths = [word.removeprefix('--config=') for word in words if word.startswith('--config=')]
+  paths += [path for word, path in itertools.pairwise(words) if word == '--config']
+  for path in (path.partition(':')[0] for path in paths):
+    folder, name = os.path.split(path)
+    if not os.path.isdir(folder or '.'):
+      return f'--config: {path} does not exist, seen from {os.getcwd()}'
+    if not os.path.exists(path):
       known = [other for other in os.listdir(folder or '.') if other.endswith('.py')]
       return unknown_name(f'file of {folder or "."}', name, known)
   return None
@@ -244,8 +247,10 @@ def _reason(error: Exception) -> str:
   """Return what went wrong, of messages that hold a whole traceback its last line."""
   lines = str(error.args[0] if error.args else error).strip().splitlines() or [repr(error)]
   reason = re.sub(r'^[\w.]*Error: ', '', lines[-1])
-  if (name := reason.strip('\'"')) in NESTED:  # Of a field in it, where the file has none.
-    return f'the config has no {name}: add config.{name} = ml_collections.ConfigDict() to its file'
+  name = reason.strip('\'"')
+  if name in DEFAULTS or name in NESTED:  # LRA's files leave fields out.
+    value = 'ml_collections.ConfigDict()' if name in NESTED else repr(DEFAULTS[name])
+    return f'the config has no field {name}, add it to its file: config.{name} = {value}'
   unknown = isinstance(error, flags.UnrecognizedFlagError)
   return f'{reason} (--help lists all flags)' if unknown else reason
 

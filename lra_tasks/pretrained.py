@@ -73,9 +73,12 @@ class Pretrained:
         f'{model["max_length"]} there and {arguments["max_length"]} here: --config.max_length='
         f'{model["max_length"]} makes them equal'
       )
+    free = {*_FREE, *(() if by_position else ('max_length',))}
+    if abs(model['vocab_size'] - arguments['vocab_size']) <= 1:  # One of the two may have the mask.
+      free.add('vocab_size')
     there, here = (
-      {name: value for name, value in each.items() if name not in _FREE}
-      for each in (model, json.loads(json.dumps(dict(arguments))))
+      configuration.essential(json.loads(json.dumps(dict(each))), free)
+      for each in (model, arguments)
     )
     self._compare(*map(_encoder_shapes, (model, arguments)), configuration.difference(there, here))
 
@@ -126,8 +129,10 @@ class Pretrained:
 
 def _fitted(given: np.ndarray, wanted: jax.Array) -> jax.Array:
   """Return the rows of the other run's array that have a place, in front of our own."""
-  rows = min(len(given), len(wanted)) if given.ndim else None
-  return wanted.at[:rows].set(given[:rows]) if given.ndim else jnp.asarray(given, wanted.dtype)
+  if not given.ndim:
+    return jnp.asarray(given, wanted.dtype)
+  rows = min(len(given), len(wanted))
+  return wanted.at[:rows].set(given[:rows])
 
 
 def _encoder_shapes(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import platform
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -105,7 +106,12 @@ def stored_dtype(model_dir: str) -> str | None:
 def stored_task_name(model_dir: str) -> str | None:
   """Return the name of the data set of the run that lies there, if it was given one."""
   description = read_description(model_dir)
-  return description and description.get('task_name')
+  return description and _task_name(description)
+
+
+def _task_name(description: Mapping[str, Any]) -> str | None:
+  """Return the name that a run was given; earlier versions generated ListOps whatever it was."""
+  return None if '/generated_' in description['dataset'] else description.get('task_name')
 
 
 class Origin(NamedTuple):
@@ -151,10 +157,7 @@ def check_run(
   existing = read_description(model_dir)
   if existing is None:
     if write and parallel.is_primary():
-      existed = os.path.isdir(model_dir)
-      _check_writable(model_dir)
-      if not existed:  # What else is wrong may only show when the data is read.
-        os.rmdir(model_dir)
+      _check_could_be_written(model_dir)
     return
   _refuse(model_dir, config_difference(existing['config'], fields), resume)
   if existing.get('from_source') and source is None:
@@ -195,7 +198,7 @@ def read_split(
       fields,
       data_dir=data_dir,
       source=source,
-      task_name=task_name or description.get('task_name'),
+      task_name=task_name or _task_name(description),
     )
     if builder.info.full_name != dataset:
       raise ValueError(
@@ -321,6 +324,22 @@ def config_difference(stored: Mapping[str, Any], fields: Mapping[str, Any]) -> l
   )
 
 
+def _check_could_be_written(model_dir: str) -> None:
+  """Raise an OSError if there is no room for a directory; none is made, for the data may lack."""
+  nearest = os.path.abspath(model_dir)
+  while not os.path.exists(nearest):
+    nearest = os.path.dirname(nearest)
+  try:
+    with tempfile.TemporaryFile(dir=nearest):
+      pass
+  except OSError as error:
+    raise _unwritable(model_dir, error) from error
+
+
+def _unwritable(model_dir: str, error: OSError) -> OSError:
+  return OSError(f'--model_dir={model_dir} cannot be written: {error.strerror}')
+
+
 def _check_writable(model_dir: str) -> None:
   probe = os.path.join(model_dir, f'.probe-{jax.process_index()}')
   try:
@@ -329,7 +348,7 @@ def _check_writable(model_dir: str) -> None:
       file.write('probe')
     os.remove(probe)
   except OSError as error:
-    raise OSError(f'--model_dir={model_dir} cannot be written: {error.strerror}') from error
+    raise _unwritable(model_dir, error) from error
 
 
 def _check_room(model_dir: str, state: Any, checkpoints: int) -> None:

@@ -301,6 +301,8 @@ def check_tokenizer(
 ) -> None:
   """Raise the ValueError of `tokenizer_of`, as far as it shows without the data: without `own`."""
   own = own or spec.tokenizer
+  if isinstance(own, TrainedVocabulary):  # Which ids there are is known with the data.
+    return
   takes_word_pieces = spec.view is not None
   if pretrained in (None, own) or (
     takes_word_pieces and isinstance(pretrained, WordPieceTokenizer)

@@ -38,14 +38,8 @@ from lra_tasks.run_checkpoints import RunCheckpoints
 from lra_tasks.run_log import RunLog
 from lra_tasks.tasks import get_task
 
-# New attributes: LRA's files leave fields out that --config.FIELD=VALUE may set all the same; which
-# names there are is for `configuration.resolve`.
 _CONFIG = config_flags.DEFINE_config_file(
-  'config',
-  None,
-  'configs/TASK.py:MODEL[,PRESET], or an original LRA file.',
-  lock_config=False,
-  accept_new_attributes=True,
+  'config', None, 'configs/TASK.py:MODEL[,PRESET], or an original LRA file.', lock_config=True
 )
 _MODEL_DIR = flags.DEFINE_string(
   'model_dir', None, 'Directory of the run; a run that lies there is continued.'

@@ -72,7 +72,8 @@ def make_overviews(tables: Iterable[Table]) -> list[Overview]:
   presets: dict[str, dict[tuple[str, str], Row]] = {}
   for table in tables:
     for row in table.rows:
-      if _is_plain(row) and table.split == 'test' and table.task in LRA_TASKS:
+      of_preset = _is_plain(row) and 'best rate' not in row.preset
+      if of_preset and table.split == 'test' and table.task in LRA_TASKS:
         rows, key = presets.setdefault(row.preset, {}), (row.model, table.task)
         if key not in rows or (row.comparable and not rows[key].comparable):
           rows[key] = row

@@ -9,6 +9,7 @@ from breadth import slow_but
 from flax import errors
 
 from kl_flax.attention import KernelAttention
+from kl_flax.baselines.linformer import LinformerAttention
 from kl_flax.baselines.softmax import SoftmaxAttention
 from kl_flax.errors import unknown_name
 from kl_flax.models import MODELS, get_row, make_classifier
@@ -250,6 +251,19 @@ def test_options_that_contradict_each_other_are_errors():
   model = make_classifier('fastfood_rks', attention={'num_frequencies': 6}, **TINY)
   with pytest.raises(ValueError, match='multiple'):  # Of the head size, which it is told later.
     jax.eval_shape(model.init, RNGS, INPUTS)
+
+
+def test_options_are_checked_without_a_trace_in_the_module_around():
+  """Where a classifier is made inside of another module, that names its own parts as before."""
+
+  class Model(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+      x = make_classifier('linformer', **TINY)(inputs)
+      return LinformerAttention(4)(*3 * [x[:, :, None, None]])
+
+  params = jax.eval_shape(Model().init, RNGS, INPUTS)['params']
+  assert 'LinformerAttention_0' in params
 
 
 def test_pairs_get_a_classifier_of_pairs():

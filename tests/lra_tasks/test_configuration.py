@@ -712,7 +712,7 @@ def test_the_command_ends_with_one_line():
     (['--config=configs/listop.py:gmm_prf'], "unknown file of configs 'listop.py' (did you mean"),
     (['--config=nowhere/x.py'], '--config: nowhere/x.py does not exist, seen from '),
     (['--config=bad.py'], 'bad.py, line 1: invalid syntax'),
-    (['--config=lra.py', '--config.data.num_train=2'], 'the config has no data: add config.data ='),
+    (['--config=lra.py', '--config.data.num_train=2'], 'the config has no field data, add it to'),
     (
       ['--config=lra.py', '--task=text', '--config.evalsamples=2'],
       "unknown config field 'evalsamples' (did you",
@@ -733,18 +733,11 @@ def test_command_lines_that_cannot_be(arguments, message, tmp_path, capsys, monk
   assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.filterwarnings('ignore:.*load_module:DeprecationWarning')  # In ml_collections.
-def test_fields_that_a_file_of_lra_leaves_out_can_be_set(tmp_path, monkeypatch):
-  (tmp_path / 'lra.py').write_text(LRA_FILE)
-  argv = ['train', f'--config={tmp_path}/lra.py', '--config.eval_samples=2']
-  monkeypatch.setattr(sys, 'argv', argv)  # Where config_flags looks for --config.FIELD.
-  values = flags.FlagValues()
-  config = config_flags.DEFINE_config_file(
-    'config', flag_values=values, lock_config=False, accept_new_attributes=True
-  )
-  values(argv)
-  fields = resolve(config.value, 'listops')
-  assert (fields['eval_samples'], fields['batch_size']) == (2, 32)
+def test_colons_are_for_configs_alone():
+  config = f'--config={ROOT}/configs/text.py:gmm_prf'
+  words = ['--model_dir=runs/2026-11-23T10:00', '--source=gs://bucket/x', config]
+  assert configuration._missing_file(['nowhere:train', *words]) is None
+  assert 'nowhere/x.py' in configuration._missing_file(['train', '--config', 'nowhere/x.py:x'])
 
 
 def test_nested_model_overrides_flat_fields():

@@ -1,4 +1,5 @@
 import collections
+import functools
 import json
 
 import numpy as np
@@ -45,6 +46,16 @@ def test_restore_checkpoints_false_wants_an_empty_directory(tmp_path):
   open_run(str(tmp_path), description(), STATE, resume=False)
   with pytest.raises(ValueError, match='restore_checkpoints is False'):
     open_run(str(tmp_path), description(), STATE, resume=False)
+
+
+def test_directories_that_cannot_be_made_are_refused_before_data_is_read(tmp_path):
+  (tmp_path / 'file').write_text('')
+  check = functools.partial(rundir.check_run, fields={}, source=None, resume=True)
+  with pytest.raises(OSError, match=r'--model_dir=.*file/run cannot be written: Not a directory'):
+    check(f'{tmp_path}/file/run')
+  check(f'{tmp_path}/file/run', write=False)
+  check(f'{tmp_path}/deep/run')
+  assert [path.name for path in tmp_path.iterdir()] == ['file']  # Nothing was made.
 
 
 def test_unwritable_directories_are_named(tmp_path):

@@ -1,6 +1,7 @@
 """Tests of what the report says of several tasks and models together."""
 
 import csv
+import dataclasses
 import html.parser
 import io
 import re
@@ -130,6 +131,15 @@ def test_means_are_of_all_tasks_of_the_paper():
   assert overview.mean('transformer') is None
   (overview,) = make_overviews(make_report(*runs[:-2]).tables)  # None comes out better so.
   assert overview.mean('gmm_prf') is None
+
+
+def test_overviews_are_of_presets_as_they_are():
+  """Which models have a best rate besides, depends on which rate won."""
+  built = make_report(make_run('a'), image_run())
+  best = lambda row: dataclasses.replace(row, preset=f'{row.preset}, best rate')
+  tables = [table._replace(rows=tuple(map(best, table.rows))) for table in built.tables]
+  assert len(make_overviews(built.tables)) == 1
+  assert make_overviews(tables) == []
 
 
 def test_one_task_has_no_overview():
