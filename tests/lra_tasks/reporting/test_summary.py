@@ -137,7 +137,8 @@ def test_overviews_are_of_presets_as_they_are():
   """Which models have a best rate besides, depends on which rate won."""
   built = make_report(make_run('a'), image_run())
   best = lambda row: dataclasses.replace(row, preset=f'{row.preset}, best rate')
-  tables = [table._replace(rows=tuple(map(best, table.rows))) for table in built.tables]
+  change = lambda table: dataclasses.replace(table, rows=tuple(map(best, table.rows)))
+  tables = list(map(change, built.tables))
   assert len(make_overviews(built.tables)) == 1
   assert make_overviews(tables) == []
 
