@@ -131,12 +131,16 @@ def new_config(
   return config
 
 
-def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[str, Any]:
+def resolve(
+  config: ml_collections.ConfigDict, task: str | None = None, changed: Iterable[str] = ()
+) -> dict[str, Any]:
   """Return the plain, complete dictionary that a run is defined by.
 
   Args:
     config: ours or LRA's.
     task: names the task where the config does not.
+    changed: fields that the command line has changed; of our files, not of LRA's, a digest in the
+      config tells as much.
 
   Raises:
     ValueError: for unknown or contradictory fields and impossible values.
@@ -185,7 +189,8 @@ def resolve(config: ml_collections.ConfigDict, task: str | None = None) -> dict[
   fields['attention'] = _attention_options(fields['model_type'], attention)
   fields['keep_accuracies'] = tuple(fields['keep_accuracies'])
   fields['data'] = dataclasses.asdict(data_options(task, data))
-  if preset_id not in (None, _preset_id(fields)):
+  of_lra = lra_file and set(changed).difference(REPETITION)
+  if of_lra or preset_id not in (None, _preset_id(fields)):
     fields['preset'] += '*'  # Figures under a preset's name must be the preset's.
   return dict(sorted(fields.items()))
 

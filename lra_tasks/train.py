@@ -373,7 +373,9 @@ def main(argv: list[str]) -> int:
   values = flags.FLAGS
   try:
     return train(
-      configuration.resolve(_CONFIG.value, values.task),
+      configuration.resolve(
+        _CONFIG.value, values.task, config_flags.get_override_values(values['config'])
+      ),
       model_dir=_MODEL_DIR.value,
       **tasks.read_data_flags(values),
       init_from=_INIT_FROM.value,

@@ -733,6 +733,25 @@ def test_command_lines_that_cannot_be(arguments, message, tmp_path, capsys, monk
   assert not (tmp_path / 'run').exists()
 
 
+def test_files_of_lra_that_were_changed_have_a_star():
+  presets = {
+    fields: resolve(lra_config(), 'listops', fields)['preset']
+    for fields in [(), ('random_seed', 'trial'), ('random_seed', 'num_layers')]
+  }
+  assert list(presets.values()) == ['lra', 'lra', 'lra*']
+
+
+@pytest.mark.filterwarnings('ignore:.*load_module:DeprecationWarning')  # In ml_collections.
+def test_the_command_line_tells_what_it_changed(tmp_path, monkeypatch):
+  (tmp_path / 'lra.py').write_text(LRA_FILE)
+  argv = ['train', f'--config={tmp_path}/lra.py', '--config.batch_size=8']
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values)
+  monkeypatch.setattr(sys, 'argv', argv)  # Where config_flags looks for --config.FIELD.
+  values(argv)
+  assert config_flags.get_override_values(values['config']) == {'batch_size': 8}
+
+
 def test_colons_are_for_configs_alone():
   config = f'--config={ROOT}/configs/text.py:gmm_prf'
   words = ['--model_dir=runs/2026-11-23T10:00', '--source=gs://bucket/x', config]
