@@ -59,9 +59,10 @@ def attention_sums(
   dtype = product_dtype(query.dtype)
   value = with_ones(value.astype(dtype))
   state = einsum_float32('bshm,bshe->bhme', phi_k.astype(dtype), value)
-  valid = value if mask is None else jnp.where(mask, value, 0)
-  total = jnp.sum(valid, axis=1, keepdims=True, dtype=jnp.float32)
-  center = None
+  total, center = None, None
+  if smoothing or dtype == jnp.bfloat16:
+    valid = value if mask is None else jnp.where(mask, value, 0)
+    total = jnp.sum(valid, axis=1, keepdims=True, dtype=jnp.float32)
   if dtype == jnp.bfloat16:
     center, state, total = _center(state, total)
   sums = einsum_float32('blhm,bhme->blhe', phi_q.astype(dtype), state.astype(dtype))

@@ -128,8 +128,8 @@ class Pretrained:
 
 
 def _fitted(given: np.ndarray, wanted: jax.Array) -> jax.Array:
-  """Return the rows of the other run's array that have a place, in front of our own."""
-  if not given.ndim:
+  """Return the other run's array; of a table with or without the mask, as many rows as fit."""
+  if given.shape == wanted.shape:
     return jnp.asarray(given, wanted.dtype)
   rows = min(len(given), len(wanted))
   return wanted.at[:rows].set(given[:rows])

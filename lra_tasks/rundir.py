@@ -111,7 +111,8 @@ def stored_task_name(model_dir: str) -> str | None:
 
 def _task_name(description: Mapping[str, Any]) -> str | None:
   """Return the name that a run was given; earlier versions generated ListOps whatever it was."""
-  return None if '/generated_' in description['dataset'] else description.get('task_name')
+  ignored = description['dataset'].startswith('listops/generated_')
+  return None if ignored else description.get('task_name')
 
 
 class Origin(NamedTuple):

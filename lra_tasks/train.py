@@ -92,7 +92,7 @@ def train(
     return 0
   fields = _with_dtype(fields, model_dir)
   pretrained = origin.tokenizer if origin else None
-  _check_model(fields, origin)
+  _check_model(fields, origin, pretrained)
 
   task_name = task_name or rundir.stored_task_name(model_dir)
   builder = _prepare_data(fields, data_dir, source, task_name)
@@ -180,9 +180,12 @@ def _check(
   return fields, origin
 
 
-def _check_model(fields: dict[str, Any], origin: Pretrained | rundir.Origin | None) -> None:
+def _check_model(
+  fields: dict[str, Any],
+  origin: Pretrained | rundir.Origin | None,
+  pretrained: Tokenizer | None,
+) -> None:
   """Refuse a model that cannot be made, or cannot start with the encoder of the origin."""
-  pretrained = origin.tokenizer if origin else None
   tasks.check_tokenizer(get_task(fields['task']), pretrained)
   arguments = configuration.model_arguments(fields, tokenizer=pretrained)
   steps.count_parameters(make_model(**arguments))

@@ -156,6 +156,32 @@ def test_what_values_have_in_common_costs_no_digits_of_bfloat16(features):
 
 
 @pytest.mark.parametrize('features', FEATURE_MAPS)
+def test_padding_changes_nothing_in_bfloat16(features):
+  """What values have in common is that of the valid ones, whatever stands behind them."""
+  inputs, mask = make_inputs(6, lq=9, lk=9, d=8, dtype=jnp.bfloat16)
+  inputs = options_for(features, inputs)
+  pad = lambda x, value: jnp.pad(x, [(0, 0), (0, 7), (0, 0), (0, 0)], constant_values=value)
+  padded = inputs | {name: pad(inputs[name], 5.0) for name in ('query', 'key', 'value')}
+  longer = jnp.pad(mask, [(0, 0), (0, 7)])
+  options = {'features': features, 'smoothing': None}
+  expected, gradients = outputs_and_gradients(kernel_attention, inputs, mask, **options)
+  # The rows of padded queries take no part in the loss.
+  weights = jnp.cos(jnp.arange(expected.size)).reshape(expected.shape)
+
+  def loss(arrays):
+    out = kernel_attention(**arrays, key_mask=longer, **options)[:, :9]
+    return jnp.sum(out * weights), out
+
+  found_gradients, found = jax.grad(loss, has_aux=True)(padded)
+  close = functools.partial(np.testing.assert_allclose, rtol=0.05, atol=0.02)
+  wide = lambda x: np.asarray(x, np.float32)
+  close(wide(found), wide(expected))
+  for name in ('query', 'key', 'value'):
+    close(wide(found_gradients[name][:, :9]), wide(gradients[name]))
+    assert not np.any(wide(found_gradients[name][:, 9:]))
+
+
+@pytest.mark.parametrize('features', FEATURE_MAPS)
 def test_golden_values_in_float64_numpy(features):
   inputs, mask = make_inputs(3)
   q, k, v, omega = (np.asarray(inputs[n], np.float64) for n in inputs)

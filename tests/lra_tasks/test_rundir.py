@@ -58,6 +58,16 @@ def test_directories_that_cannot_be_made_are_refused_before_data_is_read(tmp_pat
   assert [path.name for path in tmp_path.iterdir()] == ['file']  # Nothing was made.
 
 
+@pytest.mark.parametrize(
+  ('dataset', 'name'),
+  [('listops/generated_500_2000/1.0.0', None), ('pathfinder/pathfinder32_easy/1.0.0', 'mine')],
+)
+def test_names_that_generated_listops_ignored_are_not_given_again(dataset, name, tmp_path):
+  stored = {'dataset': dataset, 'task_name': 'mine'}
+  (tmp_path / 'config.json').write_text(json.dumps(stored))
+  assert rundir.stored_task_name(str(tmp_path)) == name
+
+
 def test_unwritable_directories_are_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError, match=r'--model_dir=.*file/run cannot be written'):
