@@ -281,3 +281,41 @@ def test_trainings_in_the_readme():
   sentence = """nine in ten of 200 positions count it reached # % as the mean of 100 draws and # %
     by their vote, `gmm_prf` # % under the same schedule and # % under a better one"""
   assert says('README.md', sentence, [100 * value for value in values])
+
+
+def of_glue(task, name):
+  """Return the least and the largest figure of a column of docs/results.md, and who guesses."""
+  (title,) = re.findall(rf'\n## ({task}: .* on the development set .*)\n', read('docs/results.md'))
+  header = re.split(rf'\n## {re.escape(title)}\n', read('docs/results.md'))[1]
+  header = re.search(r'^\| model .*', header, re.MULTILINE)[0].strip('|').split('|')
+  place = [cell.strip() for cell in header].index(name)
+  found = {
+    row[0]: float(NUMBER.search(row[place])[0])
+    for row in table('docs/results.md', title)
+    if row[place]
+  }
+  majority = found.pop('majority', None)
+  assert len(found) == 7
+  return [min(found.values()), max(found.values())], majority
+
+
+def test_fine_tuning_in_the_readme():
+  """As docs/results.md has it, which is compared with the results."""
+  (sst2, _), (cola, _) = of_glue('sst2', 'ours %'), of_glue('cola', 'MCC')
+  (mrpc, yes), (rte, most), (wnli, half) = (of_glue(t, 'ours %') for t in ('mrpc', 'rte', 'wnli'))
+  assert says('README.md', 'SST-2 reaches # to # % (', sst2)
+  assert says('README.md', 'a Matthews correlation of # to # (', cola)
+  assert says('README.md', 'MRPC (# to # %; always "yes": #)', [*mrpc, yes])
+  assert says('README.md', 'RTE (# to #; #;', [*rte, most])
+  assert says('README.md', 'WNLI (# to #; #)', [*wnli, half])
+
+
+def test_pre_training_in_the_readme():
+  runs = runs_of('lra_tasks/results/wikitext')
+  losses = {run['model']: run['loss'] for run in runs}
+  values = [losses.pop('transformer'), losses.pop('generative_prf')]
+  values += [min(losses.values()), max(losses.values())]
+  sentence = """a loss of # nats on masked ids of the test split, `generative_prf` #, the others
+    # to #. Pre-training takes # to # s on an H200"""
+  seconds = [run['wall_time_seconds'] for run in runs]
+  assert says('README.md', sentence, [*values, min(seconds), max(seconds)])
