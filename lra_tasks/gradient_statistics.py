@@ -22,7 +22,9 @@ Appendix E.3 records "the gradients on the classifier layer" with 64 neurons, fo
 validation examples and 50 draws of the frequencies. Taken here: the derivative of each example's
 cross entropy with respect to what each neuron of the hidden layer is given, before the ReLU, which
 is that with respect to its bias; in float32, without dropout. An accuracy counts as reached when an
-evaluation of the run has it, for which the frequencies are drawn once, alike in all evaluations.
+evaluation of the run has it, the mean over `validation_samples` draws, alike in all evaluations.
+The ratio of two models is that of the second to the first, so of positive to Fourier features:
+the paper's columns "GMM-RKS/GMM-PRF" hold it, too, as the figures beside them show.
 """
 
 from __future__ import annotations
@@ -246,13 +248,13 @@ def _by_data(curves: Iterable[Curve]) -> dict[str, dict[str, list[Curve]]]:
 def table(curves: Sequence[Curve], percents: Sequence[int]) -> str:
   """Return the gradients in Markdown, a table for each data set.
 
-  Of two models there is the ratio, too, of the first to the second. An accuracy that no run of a
+  Of two models there is the ratio, too, of the second to the first. An accuracy that no run of a
   model has reached has a dash.
   """
   parts = []
   for data, models in _by_data(curves).items():
     names = list(models)
-    compared = [*names, ' / '.join(names)] if len(names) == 2 else names
+    compared = [*names, ' / '.join(reversed(names))] if len(names) == 2 else names
     header = ['accuracy', *(f'step, {name}' for name in names)]
     header += [f'{text}, {name}' for text in _HEADERS.values() for name in compared]
     lines = []
@@ -266,8 +268,8 @@ def table(curves: Sequence[Curve], percents: Sequence[int]) -> str:
         values = [[getattr(statistics, quantity) for _, statistics in found] for found in reached]
         cells += [_mean_text(part, three_digits) for part in values]
         if len(names) == 2:
-          both = all(values) and np.mean(values[1]) > 0
-          cells.append(three_digits(np.mean(values[0]) / np.mean(values[1])) if both else '–')
+          both = all(values) and np.mean(values[0]) > 0
+          cells.append(three_digits(np.mean(values[1]) / np.mean(values[0])) if both else '–')
       lines.append([f'{percent} %', *cells])
     runs = ', '.join(f'{name} {len(models[name])}' for name in names)
     title = models[names[0]][0].title
@@ -282,8 +284,8 @@ def _mean_text(values: Sequence[float], text: Any) -> str:
 def learning_curves(curves: Sequence[Curve]) -> Any:
   """Return validation accuracy over steps, a panel for each data set and a line for each run.
 
-  Single evaluations have one draw of the frequencies and may jump from one to the next: of a run
-  with many, they are pale behind the mean of a twentieth of them.
+  Single evaluations may jump from one to the next: of a run with many, they are pale behind the
+  mean of a twentieth of them.
 
   Raises:
     ImportError: without matplotlib.
