@@ -46,8 +46,10 @@ def draw_kernel(trained: AttentionLayer, initial: AttentionLayer, model: str, ti
     bottom, top = _limits(features, learned.kernel, before.kernel)
     for head, axis in enumerate(row):
       _fill_histogram(axis, along[:, head], reach)
-      axis.fill_between([], [], color=_DATA, alpha=0.35, label='key − query, of the data')
-      axis.plot(t, profiles.gaussian_profile(t), ':', color=_REFERENCE, label='Gaussian')
+      axis.fill_between([], [], color=_DATA, alpha=0.35, label='displacements in the data')
+      axis.plot(
+        t, profiles.gaussian_profile(t), ':', color=_REFERENCE, label='Gaussian, exp(−t²/2)'
+      )
       axis.plot(t, softmax[head], '--', color=color(SOFTMAX), lw=1, label='softmax, exp(q·k)')
       axis.plot(t, before.kernel[head], color=_INITIAL, label='initial')
       axis.plot(t, learned.kernel[head], color=color(model), lw=2, label='trained')
@@ -56,8 +58,8 @@ def draw_kernel(trained: AttentionLayer, initial: AttentionLayer, model: str, ti
       axis.set_yscale('linear' if features == 'fourier' else 'log')
       axis.set(xlim=(-reach, reach), ylim=(bottom, top))
       axis.grid(alpha=0.3)
-    row[0].set_ylabel(f'u: {name}\nκ(q, q + t u) / κ(q, q)')
-  x_label = 'displacement t at the temperature; q is the mean query'
+    row[0].set_ylabel(f'u of the {name}\nκ(q, q + t·u) / κ(q, q)')
+  x_label = 'displacement t of a key along u from q, the mean query, in units of $D^{1/4}$'
   if smoothing := trained.attention.effective_smoothing:
     x_label += f'; attention adds {smoothing**2:g} to κ'
   return _finish(figure, axes, title, x_label)
@@ -118,8 +120,8 @@ def draw_spectrum(trained: AttentionLayer, initial: AttentionLayer, model: str, 
       axis.hist(along[head], weights=weight[head], alpha=0.35, **shown, **bars)
       axis.set_xlim(-reach, reach)
       axis.grid(alpha=0.3)
-    row[0].set_ylabel(f'u: {name}\ndensity')
-  return _finish(figure, axes, title, 'frequency ωᵀu')
+    row[0].set_ylabel(f'u of the {name}\ndensity')
+  return _finish(figure, axes, title, 'frequency along u, ωᵀu')
 
 
 def draw_attention(
@@ -168,7 +170,7 @@ def draw_attention(
     axis.set_title(f'head {head}: {axis.get_title()}', fontsize=8)
   figure.suptitle(title, fontsize=10)
   weight = 'weight' if step == 1 else f'mean weight of {step} keys'
-  text = f'key; a colour is a {weight}, from dark to bright as above each map'
+  text = f'key; a colour is a {weight}, on a scale of its own for each map: its title has the ends'
   figure.supxlabel(text, fontsize=8)
   return figure
 
