@@ -11,8 +11,9 @@ Table 14 and Figure 6 are made of: `python -m lra_tasks.gradient_statistics`.
   tiny    the same code path on short sequences: under a minute on two CPU cores
 
 E.2 reads "the final embedding of the 0th position": here that of the CLS position, which stands
-before the 200 others. What E.2 leaves to defaults has ours: frequencies drawn anew every 100 steps,
-computation in bfloat16 on GPUs. There is no warm-up and no dropout, of which it says nothing.
+before the 200 others. What E.2 leaves open has our defaults: four heads, frequencies drawn anew
+every 100 steps, computation in bfloat16 on GPUs, no warm-up. It names no dropout, for which the
+authors' code has 0.1 by default; here there is none.
 """
 
 from kl_flax.models import MODELS

@@ -25,6 +25,9 @@ class DamagedRun(ValueError):
 
 
 Fraction = typing.NewType('Fraction', float)  # Between 0 and 1, as all accuracies of runs are.
+# Evaluations that tell where a training ended, and how far single ones are apart.
+_LATE = 5
+_FALL = 0.05  # Below the best of them: less is common.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Run:
   learning_rate: float | None = None
   rates_id: str | None = None  # Equal for runs that differ in seed and learning rate alone.
   pretrained: str | None = None  # Task, model, config and seed of the run that it started from.
+  late_accuracies: tuple[float, ...] = ()  # The last on validation, of metrics.jsonl.
 
   @property
   def score(self) -> float | None:
@@ -95,6 +99,18 @@ class Run:
     return self.judged_by or next(of_older_files, 'accuracy')
 
   @property
+  def has_fallen(self) -> bool:
+    """Whether accuracy, if it chose the checkpoint that was evaluated, fell after that.
+
+    By more than 5 points and two standard errors of so many examples.
+    """
+    if self.metric != 'accuracy' or not self.late_accuracies:
+      return False
+    best = self.accuracy if self.validation_accuracy is None else self.validation_accuracy
+    fall = best - sum(self.late_accuracies) / len(self.late_accuracies)
+    return fall > max(_FALL, 2 * math.sqrt(best * (1 - best) / self.examples))
+
+  @property
   def is_comparable(self) -> bool:
     """Whether published figures were measured on the same data."""
     return self.comparable and (self.split == 'test' or self.validation_is_test)
@@ -113,12 +129,15 @@ _CHECKS = {
 }
 
 
+_NOT_OF_RESULTS = ('path', 'modified', 'late_accuracies')
+
+
 @functools.cache
 def _fields() -> dict[str, tuple[Any, bool]]:
   """Return {key: (type, whether it may be null)} of a results.json."""
   fields = {}
   for name, hint in typing.get_type_hints(Run).items():
-    if name not in ('path', 'modified'):
+    if name not in _NOT_OF_RESULTS:
       alternatives = typing.get_args(hint) or (hint,)
       fields[name] = (alternatives[0], type(None) in alternatives)
   return fields
@@ -224,8 +243,13 @@ def read_folder(folder: Path) -> Run | Unfinished | None:
     with _with_way_out():
       tested = parse_run(read_json(path) or {}, path, modified)
     if planned is None or tested.steps >= planned:  # Fewer: by --test_only.
-      return tested
+      return dataclasses.replace(tested, late_accuracies=_late_accuracies(folder))
   elif description is None:
     return None
   records = read_records(folder / 'metrics.jsonl')
   return Unfinished(folder, records[-1].get('step') if records else None, planned, tested)
+
+
+def _late_accuracies(folder: Path) -> tuple[float, ...]:
+  values = [record.get('eval_accuracy') for record in read_records(folder / 'metrics.jsonl')]
+  return tuple(value for value in values if _is_number(value))[-_LATE:]

@@ -30,10 +30,15 @@ _LEGEND = {
   '/ base': '/ base: parameters over those of the base Transformer.',
   'MCC': 'MCC: Matthews correlation.',
   'samples': 'samples: draws of the random features per example in the evaluation.',
-  '± se': '± se: standard error, the larger of that over the seeds and that of so many examples.',
+  '± se': '± se: standard error, the largest of that over the seeds, that of so many examples (of '
+  'accuracies; of two models an upper bound, since they share them), and, where they chose the '
+  'checkpoint, that of the last five evaluations.',
   'answer': 'answer: yes or no where the difference is more than two standard errors, of three '
   'seeds or more.',
-  'one draw': 'one draw: accuracy with a single draw; ours % is the mean over all.',
+  'one draw': 'one draw: accuracy with a single draw, that of the evaluations in training, which '
+  'may have chosen the checkpoint; ours % is the mean over new ones.',
+  'last 5 %': 'last 5 %: mean of the last five evaluations on validation.',
+  'metric': 'metric: what the task is judged by; a point is a hundredth.',
   'best rate': 'best rate: of the learning rates that were run with most seeds, the best on '
   'validation, all else equal.',
   '=': 'FIELD=VALUE: one model and preset was run with configs that differ in these fields.',
@@ -44,7 +49,12 @@ _LEGEND = {
   '†': "† more than 10 % larger than the base Transformer: outside LRA's rule for like-for-like "
   'comparison.',
   '‡': '‡ the checkpoint was chosen on the split that is reported here (as in LRA, where a task '
-  'has no validation split, and as is usual with GLUE): optimistic.',
+  'has no validation split, and as is usual with GLUE): optimistic, most of all for models that '
+  'draw nothing, whose figure is the largest of many; others are evaluated with new draws.',
+  '↘': '↘ accuracy fell again after the checkpoint that is shown: the last five evaluations are '
+  'on average more than 5 points, and two standard errors of so many examples, below it.',
+  '○': '○ accuracy is that of always answering the commonest class, or less than two standard '
+  'errors above it: nothing was learnt.',
   '§': '§ published for the full task; our data or split is not the same, so no difference is '
   'given.',
   '¶': '¶ mean speed and largest memory over runs on different hardware, or of runs that shared '
@@ -57,6 +67,7 @@ _LEGEND = {
   '▼': '▼ worse than the published figure by more than 1 point and two standard errors of ours.',
 }
 _PAPER = 'the KL-Transformer paper, Tables 2 and 5'
+_METRICS = {'matthews': 'Matthews correlation', 'f1': 'F1'}
 
 
 def compact_seeds(seeds: Iterable[int]) -> str:
@@ -127,13 +138,18 @@ _OF_SPEED = {
   '¶': lambda row: len(row.values('device')) > 1 or row.shared,
   '‖': lambda row: row.other_revision,
 }
+_OF_ACCURACY = {
+  '‡': lambda row: any(row.values('validation_is_test')),
+  '↘': lambda row: row.has_fallen,
+  '○': lambda row: row.is_guess,
+}
 _COLUMNS = (
   Column('model', lambda row: row.model, left=True),
   Column('preset', lambda row: row.preset, left=True),
-  Column('ours %', lambda row: _number(row.accuracy, scale=100),
-         {'‡': lambda row: any(row.values('validation_is_test'))}),
+  Column('ours %', lambda row: _number(row.accuracy, scale=100), _OF_ACCURACY),
   Column('± sd', lambda row: _number(row.accuracy_sd, '± {:.2f}', 100)),
   Column('voting %', lambda row: _number(row.voting_accuracy, scale=100)),
+  Column('last 5 %', lambda row: _number(row.late_accuracy, scale=100)),
   Column('runs', lambda row: str(len(row.runs) or ''),
          {'◊': lambda row: len(row.values('git_revision')) > 1}),
   Column('seeds', lambda row: compact_seeds(row.values('seed')), left=True),
@@ -249,7 +265,7 @@ def _rates_sheet(table: Table) -> Sheet:
       (Cell(row.model), Cell(row.preset), *cells, Cell(compact_seeds(row.rates[0].seeds)))
     )
   run = rows[0].runs[0]
-  metric = {'matthews': 'Matthews correlation', 'f1': 'F1'}.get(run.metric, run.metric)
+  metric = _METRICS.get(run.metric, run.metric)
   of_rates = [Heading(f'{rate:g}') for rate in headers]
   return Sheet(
     f'{table.task}: learning rates',
@@ -314,7 +330,9 @@ def _glue_sheet(overview: glue.GlueOverview) -> Sheet:
   notes = [
     'Development sets: accuracy, F1 or Matthews correlation, in brackets the figure of the '
     'KL-Transformer paper, Tables 3 and 13, whose models were pre-trained on WikiText-103.',
-    'Of the learning rates that were run, the best on the development set, as in the paper: '
+    'Seeds are those of fine-tuning; all start from one encoder. Of the learning rates that were '
+    'run with the first seed, the best on the development set (the paper says no more than that '
+    'several were tried): '
     + '; '.join(
       f'{rate:g} ' + ', '.join(f'{task} ({", ".join(dict.fromkeys(m))})' for task, m in by.items())
       for rate, by in sorted(rates.items(), reverse=True)
@@ -342,7 +360,7 @@ def _overview_cell(row: Row | None) -> Cell:
     text += f' ({row.reference.value:.2f})'
   marks = {
     verdict(row): True,
-    '‡': any(row.values('validation_is_test')),
+    **{mark: is_shown(row) for mark, is_shown in _OF_ACCURACY.items()},
     '†': row.breaks_lra_rule,
     '§': _elsewhere(row),
   }
@@ -351,15 +369,16 @@ def _overview_cell(row: Row | None) -> Cell:
 
 def _comparison_sheet(question: str, found: Sequence[Comparison]) -> Sheet:
   headers = {
-    'comparison': True, 'task': True, 'preset': True, 'points': False, '± se': False,
-    'seeds': True, 'answer': True,
+    'comparison': True, 'task': True, 'preset': True, 'metric': True, 'points': False,
+    '± se': False, 'seeds': True, 'answer': True,
   }  # fmt: skip
   rows = [
     (
       Cell(f'{c.first} − {c.second}'),
       Cell(c.task),
       Cell(c.preset),
-      Cell(f'{c.difference:+.2f}', '‡' * c.is_optimistic),
+      Cell(_METRICS.get(c.metric, c.metric)),
+      Cell(f'{c.difference:+.2f}', '‡' * c.is_optimistic + '↘' * c.has_fallen),
       Cell(f'± {c.error:.2f}'),
       Cell(compact_seeds(c.seeds)),
       Cell(c.answer),
@@ -368,7 +387,7 @@ def _comparison_sheet(question: str, found: Sequence[Comparison]) -> Sheet:
   ]
   return Sheet(
     question,
-    'difference of test accuracies, seed by seed',
+    'difference on the test split, seed by seed',
     tuple(Heading(header, left) for header, left in headers.items()),
     tuple(rows),
   )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -78,6 +79,27 @@ class Row:
   def shared(self) -> bool:
     """Whether other runs shared the hardware: speeds are no measure of the model then."""
     return any('shared by' in run.device for run in self.runs)
+
+  @property
+  def late_accuracy(self) -> float | None:
+    """Mean of the last evaluations on validation; None if a run lacks them."""
+    return mean(mean(run.late_accuracies) for run in self.runs)
+
+  @property
+  def has_fallen(self) -> bool:
+    """Whether a run lost what it had learnt, after the checkpoint that is shown."""
+    return any(run.has_fallen for run in self.runs)
+
+  @property
+  def is_guess(self) -> bool:
+    """Whether accuracy, where that is the task's metric, is that of the commonest class.
+
+    Up to two standard errors of so many examples, or worse.
+    """
+    if not self.runs or any(run.metric != 'accuracy' for run in self.runs):
+      return False
+    guess = statistics.fmean(run.majority_class for run in self.runs)
+    return 100 * (self.accuracy - guess) <= 2 * max(map(example_error, self.runs))
 
   @property
   def label(self) -> str:
@@ -358,6 +380,16 @@ def _mark_revisions(rows: Sequence[Row]) -> list[Row]:
     dataclasses.replace(row, other_revision=[revision] != common)
     for row, revision in zip(rows, revisions, strict=True)
   ]
+
+
+def example_error(*runs: Run) -> float:
+  """Return the standard error, in points, that so many examples leave of a run's accuracy.
+
+  Of two, that of their difference, as if both had been tested on examples of their own: an upper
+  bound, since they share them.
+  """
+  variance = sum(run.accuracy * (1 - run.accuracy) / run.examples for run in runs)
+  return 100 * math.sqrt(variance)
 
 
 def mean(values: Iterable[float | None]) -> float | None:

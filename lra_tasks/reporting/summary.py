@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from lra_tasks.finished import Run
 from lra_tasks.paper import PAPER_MODELS, PAPER_TASKS
-from lra_tasks.reporting.rows import LRA_TASKS, Row, Table
+from lra_tasks.reporting.rows import LRA_TASKS, Row, Table, example_error
 
 # In points: what differs by no more from the published figure reproduces it.
 TOLERANCE = 1.0
@@ -58,9 +58,14 @@ def verdict(row: Row) -> str:
 
 
 def standard_error(row: Row) -> float:
-  """Return the standard error of a row of ours, in points: over its seeds, or of its examples."""
+  """Return the standard error of a row of ours, in points.
+
+  The largest of that over its seeds, of its examples, and of its checkpoints, where they were
+  chosen on the split that is reported.
+  """
   accuracies = [100 * run.accuracy for run in row.runs]
-  return _larger_error(accuracies, map(example_error, row.runs))
+  others = [*map(example_error, row.runs), _checkpoint_error([(run,) for run in row.runs])]
+  return _larger_error(accuracies, others)
 
 
 def make_overviews(tables: Iterable[Table]) -> list[Overview]:
@@ -132,10 +137,12 @@ class Comparison(NamedTuple):
     second: what it is compared with.
     task: of both.
     preset: of both.
-    difference: mean over the seeds of first − second, in points.
+    metric: that the task is judged by.
+    difference: mean over the seeds of first − second, in points, hundredths of the metric.
     error: its standard error.
     seeds: that both were run with.
     is_optimistic: whether a checkpoint was chosen on the split that is reported.
+    has_fallen: whether a run lost what it had learnt: it tells little about its model.
   """
 
   question: str
@@ -143,10 +150,12 @@ class Comparison(NamedTuple):
   second: str
   task: str
   preset: str
+  metric: str
   difference: float
   error: float
   seeds: tuple[int, ...]
   is_optimistic: bool = False
+  has_fallen: bool = False
 
   @property
   def answer(self) -> str:
@@ -182,7 +191,10 @@ def _compare(question: str, first: Row, second: Row, task: str) -> list[Comparis
   pairs = [(ours[run.seed], run) for run in second.runs if run.seed in ours]
   if not pairs:
     return []
-  differences = [100 * (a.accuracy - b.accuracy) for a, b in pairs]
+  metric = pairs[0][0].metric
+  differences = [100 * (getattr(a, metric) - getattr(b, metric)) for a, b in pairs]
+  # Of F1 and correlations examples leave an error that accuracies do not tell.
+  of_examples = [example_error(a, b) for a, b in pairs] if metric == 'accuracy' else []
   seeds = tuple(sorted(a.seed for a, _ in pairs))
   return [
     Comparison(
@@ -191,32 +203,39 @@ def _compare(question: str, first: Row, second: Row, task: str) -> list[Comparis
       second.model,
       task,
       first.preset,
+      metric,
       statistics.fmean(differences),
-      _larger_error(differences, (example_error(a, b) for a, b in pairs)),
+      _larger_error(differences, [*of_examples, _checkpoint_error(pairs)]),
       seeds,
       any(run.validation_is_test for pair in pairs for run in pair),
+      any(run.has_fallen for pair in pairs for run in pair),
     )
   ]
 
 
-def _larger_error(values: Sequence[float], of_examples: Iterable[float]) -> float:
-  """Return the larger standard error of a mean: over its seeds, or of the examples.
+def _larger_error(values: Sequence[float], others: Sequence[float]) -> float:
+  """Return the largest standard error of a mean: that over its seeds, or one of others.
 
   Seeds of one test split share its examples: their spread alone would say too little.
 
   Args:
     values: of each seed.
-    of_examples: of each seed, the error that so many examples leave.
+    others: errors, such as those that so many examples leave.
   """
   spread = statistics.stdev(values) if len(values) > 1 else 0.0
-  return max(spread / math.sqrt(len(values)), *of_examples)
+  return max(spread / math.sqrt(len(values)), *others)
 
 
-def example_error(*runs: Run) -> float:
-  """Return the standard error, in points, that so many examples leave of a run.
+def _checkpoint_error(pairs: Sequence[Sequence[Run]]) -> float:
+  """Return the standard error, in points, of the choice of checkpoints, a mean over seeds.
 
-  Of two, that of their difference, as if both had been tested on examples of their own: an upper
-  bound, since they share them.
+  Where the reported split chose the checkpoint of a run, its figure is the largest of many: good
+  luck within the spread of the last evaluations. Of two runs, that of their difference.
   """
-  variance = sum(run.accuracy * (1 - run.accuracy) / run.examples for run in runs)
-  return 100 * math.sqrt(variance)
+  variances = [
+    statistics.variance(run.late_accuracies)
+    for runs in pairs
+    for run in runs
+    if run.validation_is_test and run.metric == 'accuracy' and len(run.late_accuracies) > 1
+  ]
+  return 100 * math.sqrt(sum(variances)) / len(pairs)

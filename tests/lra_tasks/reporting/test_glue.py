@@ -156,7 +156,7 @@ def test_published_figures_and_rows_from_scratch():
     'linformer wikitext/wikitext-2 0.50',
   ]
   notes = ' '.join(' '.join(lines).split())
-  assert 'learning rates that were run, the best on the development set' in notes
+  assert 'run with the first seed, the best on the development set' in notes
   assert re.search(r'0\.0001 sst2 \(gmm_rks, fastfood_fixed_rks, linformer\)\.', notes)
   assert 'Not run: mrpc, qqp, mnli, qnli, wnli, rte, cola.' in notes
 

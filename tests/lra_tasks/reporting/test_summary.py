@@ -166,7 +166,7 @@ def test_comparisons_by_hand():
   assert found.answer == 'yes'
   text = report_text.render_table(built)
   assert 'Is a learned kernel better than the Gaussian one?' in text
-  assert re.search(r'gmm_prf − prf +listops +paper +\+4\.00 +± 0\.70 +0–2 +yes\n', text)
+  assert re.search(r'gmm_prf − prf +listops +paper +accuracy +\+4\.00 +± 0\.70 +0–2 +yes\n', text)
 
 
 def test_changed_presets_are_not_compared():
@@ -207,7 +207,67 @@ def test_comparisons_say_whose_checkpoint_was_chosen_on_the_test_split():
   for chosen, mark in ((True, '‡'), (False, '')):
     runs = [run_of('gmm_prf', 0.6), run_of('prf', 0.4, validation_is_test=chosen)]
     (sheet,) = report_cells.make_sheets(make_report(*runs)).questions
-    assert sheet.rows[0][3] == ('+20.00', mark)
+    assert sheet.rows[0][4] == ('+20.00', mark)
+
+
+def test_comparisons_are_of_what_the_task_is_judged_by():
+  cola = {'task': 'cola', 'judged_by': 'matthews'}
+  runs = [
+    run_of('gmm_prf', 0.65, seed=seed, matthews=0.12 + seed / 100, **cola) for seed in range(3)
+  ] + [run_of('transformer', 0.69, seed=seed, matthews=0.1, **cola) for seed in range(3)]
+  (found,) = make_comparisons(make_report(*runs).tables)
+  # Two, three and four points: a standard error of 1 / 3^(1/2), and none of the accuracies.
+  assert (found.metric, found.difference) == ('matthews', pytest.approx(3))
+  assert found.error == pytest.approx(3**-0.5)
+  assert found.answer == 'yes'
+  (sheet,) = report_cells.make_sheets(make_report(*runs)).questions
+  assert sheet.rows[0][3].text == 'Matthews correlation'
+
+
+@pytest.mark.parametrize('chosen', [True, False])
+def test_figures_that_evaluations_chose_have_their_error(chosen):
+  values = (0.60, 0.62, 0.63, 0.60, 0.60)
+  run = run_of('gmm_prf', 0.63, validation_is_test=chosen, judged_by='accuracy')
+  first = dataclasses.replace(run, late_accuracies=values)
+  second = dataclasses.replace(first, path=Path('runs/b/results.json'), model='prf')
+  # Of 10,000 examples 0.483 points; the evaluations have a standard deviation of 1.414.
+  error = 1.4142 if chosen else 0.4828
+  assert report_summary.standard_error(rows_of(make_report(first))[0]) == pytest.approx(
+    error, abs=1e-4
+  )
+  (found,) = make_comparisons(make_report(first, second).tables)
+  assert found.error == pytest.approx(2**0.5 * error, abs=1e-4)
+
+
+@pytest.mark.parametrize(('last', 'mark'), [(0.5, '↘'), (0.58, '')])
+def test_runs_that_lost_what_they_had_learnt_have_a_mark(last, mark):
+  late = {'late_accuracies': (0.52, last), 'validation_accuracy': 0.592}
+  built = make_report(dataclasses.replace(run_of('gmm_prf', 0.6), **late), run_of('prf', 0.4))
+  sheets = report_cells.make_sheets(built)
+  headers = [column.header for column in sheets.tasks[0].columns]
+  first = sheets.tasks[0].rows[0]
+  assert first[headers.index('ours %')].mark == mark
+  assert first[headers.index('last 5 %')].text == f'{50 * (0.52 + last):.2f}'
+  assert sheets.questions[0].rows[0][4].mark == mark
+  notes = ' '.join(report_cells.report_notes(built, sheets))
+  assert ('fell again' in notes) == bool(mark)
+
+
+def test_few_examples_and_other_metrics_are_no_fall():
+  run = run_of('gmm_prf', 0.6, validation_accuracy=0.6)
+  late = {'late_accuracies': (0.5,)}
+  assert dataclasses.replace(run, **late).has_fallen
+  # Of 90: 2 (0.6 · 0.4 / 90)^(1/2) = 0.103.
+  assert not dataclasses.replace(run, examples=90, **late).has_fallen
+  assert not dataclasses.replace(run, judged_by='matthews', matthews=0.1, **late).has_fallen
+  assert not run.has_fallen
+
+
+@pytest.mark.parametrize(('accuracy', 'mark'), [(0.16, '○'), (0.187, '○'), (0.189, '')])
+def test_guesses_have_a_mark(accuracy, mark):
+  # The commonest class has 0.171; two standard errors of 2,000 examples are 1.7 points.
+  sheets = report_cells.make_sheets(make_report(make_run(accuracy=accuracy)))
+  assert sheets.tasks[0].rows[0][2].mark == mark
 
 
 def circles_of(figure):
