@@ -21,6 +21,7 @@ from typing import Any
 
 import ml_collections
 from absl import flags
+from ml_collections import config_flags
 
 from kl_flax.errors import unknown_name
 from kl_flax.heads import ACTIVATIONS, INTERACTIONS, POOLINGS
@@ -34,6 +35,9 @@ from lra_tasks.tasks import TASKS, get_task
 
 # Predict labels, or tokens that are masked (pre-training, on the inputs of any task).
 OBJECTIVES = ('classify', 'masked')
+
+# What a wrong command line raises where it is parsed.
+_WRONG = (flags.Error, AttributeError, ImportError, KeyError, TypeError, ValueError)
 
 # LRA's names; where its files leave one out, its code takes these values.
 DEFAULTS: dict[str, Any] = {
@@ -113,19 +117,26 @@ def new_config(
     task: a task of the registry.
     model_type: a model of the registry.
     preset: a label that ends up in results.json; with a star if fields are changed afterwards.
-    attention: options of the mechanism that differ from its defaults; those that it does not have
-      are left out, so that one dictionary serves several models.
+    attention: options of the mechanism that differ from its defaults; `num_frequencies` is left out
+      where a model has none, so that one number serves all.
     data: options of the data that differ from the benchmark's.
     **fields: values that differ from the defaults.
+
+  Raises:
+    ValueError: for an option that the model does not have.
   """
-  own = _own_options(model_type)
+  own, attention = _own_options(model_type), dict(attention or {})
+  if 'num_frequencies' not in own:
+    attention.pop('num_frequencies', None)
+  for name in attention.keys() - own.keys():
+    raise ValueError(unknown_name(f'attention option of {model_type}', name, own))
   config = ml_collections.ConfigDict(DEFAULTS | fields)
   config.task, config.model_type, config.preset = task, model_type, preset
   # Of a bare None, the command line does not know the type.
   for name, kind in (('interaction', str), ('hidden_dim', int)):
     if config[name] is None:
       config[name] = ml_collections.config_dict.placeholder(kind)
-  config.attention = own | {k: v for k, v in (attention or {}).items() if k in own}
+  config.attention = own | attention
   config.data = _data_defaults(task) | dict(data or {})
   config.preset_id = _preset_id(resolve(config))
   return config
@@ -195,28 +206,29 @@ def resolve(
   return dict(sorted(fields.items()))
 
 
-def load(
-  config: str, changes: Mapping[str, Any] = types.MappingProxyType({})
-) -> ml_collections.ConfigDict:
-  """Return the config that '--config=FILE:ARGUMENT' names, changed.
+def load(config: str, changes: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
+  """Return the ConfigDict that '--config=FILE:ARGUMENT' names, changed as on a command line.
 
   Args:
     config: 'FILE:ARGUMENT' of one of our files.
-    changes: values by field; options have names such as 'attention.num_frequencies'.
+    changes: values, or their texts, by field; options have names such as
+      'attention.num_frequencies'.
 
   Raises:
-    ValueError: for an unknown model, preset or field, or a value of another type.
+    ValueError: for an unknown model, preset or field, or a text that is no value of its field.
   """
   path, _, argument = config.partition(':')
   loaded = runpy.run_path(path)['get_config'](argument)
-  loaded.lock()
-  for name, value in changes.items():
-    try:
-      loaded.update_from_flattened_dict({name: value})
-    except (AttributeError, KeyError, TypeError) as error:
-      problem = find_unknown_field([f'--config={config}', f'--config.{name}='])
-      raise ValueError(problem or f'{name}={value!r}: {_reason(error)}') from error
-  return loaded
+  words = [f'--config.{name}={value}' for name, value in changes.items()]
+  values = flags.FlagValues()
+  try:
+    config_flags.DEFINE_config_dict('config', loaded, flag_values=values, sys_argv=['', *words])
+    values(['', *words])
+  except _WRONG as error:
+    raise ValueError(
+      find_unknown_field([f'--config={config}', *words]) or _reason(error)
+    ) from error
+  return values.config
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -227,7 +239,7 @@ def parse_flags(argv: list[str]) -> list[str]:
       return flags.FLAGS(argv)
     except SyntaxError as error:
       problem = f'{error.filename}, line {error.lineno}: {error.msg}'
-    except (flags.Error, AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+    except _WRONG as error:
       problem = find_unknown_field(argv) or _reason(error)
   print(f'error: {problem}', file=sys.stderr)
   sys.exit(1)
@@ -266,7 +278,8 @@ def find_unknown_field(argv: Iterable[str]) -> str | None:
   >>> find_unknown_field(['--config=configs/listops.py:gmm_prf', '--config.batchsize=1'])[:68]
   "unknown config field 'batchsize' (did you mean 'batch_size'?); known"
   """
-  argv = list(argv)
+  # The file may be a word of its own.
+  argv = re.sub(r'(?m)^--config\n', '--config=', '\n'.join(argv)).split('\n')
   files = [a for a in argv if a.startswith('--config=')]
   match = re.search(r'(\w+)\.py(?::(\w+))?', files[0]) if files else None
   task, model = match.groups() if match else (None, None)
@@ -279,20 +292,20 @@ def find_unknown_field(argv: Iterable[str]) -> str | None:
     if option and name in DEFAULTS:
       return f'config field {name!r} is one value: there is no {name}.{option}'
     kind, known = _known_options(name, task, model)
-    if option and known and option not in known:
+    if option and known is not None and option not in known:
       return unknown_name(kind, option, known)
   return None
 
 
-def _known_options(name: str, task: str | None, model: str | None) -> tuple[str, list[str]]:
-  """Return a description and the names of the options under a field; none where unknown."""
+def _known_options(name: str, task: str | None, model: str | None) -> tuple[str, list[str] | None]:
+  """Return a description and the names of the options under a field; None where unknown."""
   if name == 'attention' and model in MODELS:
     return f'attention option of {model}', list(_own_options(model))
   if name == 'data' and task in TASKS:
     return f'data option of {task}', list(_data_defaults(task))
   if name == 'data':  # A file that is not named after its task.
     return 'data option', sorted({option for task in TASKS for option in _data_defaults(task)})
-  return '', []
+  return '', None
 
 
 def model_arguments(

@@ -170,7 +170,7 @@ def read_run(
     percents: the accuracies, on validation.
     examples: the first of the validation split are taken.
     draws: of the frequencies, at least 2.
-    **data: data_dir, source and task_name as in `rundir.open_data`.
+    **data: data_dir, source and task_name as in `rundir.read_split`.
 
   Raises:
     ValueError: if there is no such run, if it is one of pairs or of other data than `data` names,

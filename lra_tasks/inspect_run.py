@@ -98,7 +98,7 @@ def initial_params(description: Mapping[str, Any]) -> Any:
   init = jax.jit(functools.partial(steps.init_state, model, optax.identity()))
   params = init(seed=np.uint32(description['config']['random_seed'])).params
   if origin := description.get('init_from'):
-    params = Pretrained(origin).start(params, model.encoder.max_length)
+    params = Pretrained(origin).start(params)
   return params
 
 

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -106,13 +107,7 @@ def stored_dtype(model_dir: str) -> str | None:
 def stored_task_name(model_dir: str) -> str | None:
   """Return the name of the data set of the run that lies there, if it was given one."""
   description = read_description(model_dir)
-  return description and _task_name(description)
-
-
-def _task_name(description: Mapping[str, Any]) -> str | None:
-  """Return the name that a run was given; earlier versions generated ListOps whatever it was."""
-  ignored = description['dataset'].startswith('listops/generated_')
-  return None if ignored else description.get('task_name')
+  return description and description.get('task_name')
 
 
 class Origin(NamedTuple):
@@ -137,6 +132,7 @@ def check_run(
   model_dir: str,
   fields: Mapping[str, Any],
   source: str | None,
+  task_name: str | None = None,
   *,
   resume: bool,
   write: bool = True,
@@ -147,6 +143,7 @@ def check_run(
     model_dir: the run's directory.
     fields: the resolved config.
     source: raw data, as it was named.
+    task_name: of the data set, as it was named; None for that of the run that lies there.
     resume: whether a run that lies there may be continued.
     write: whether anything will be written there.
 
@@ -160,7 +157,7 @@ def check_run(
     if write and parallel.is_primary():
       _check_could_be_written(model_dir)
     return
-  _refuse(model_dir, config_difference(existing['config'], fields), resume)
+  _refuse(model_dir, stored_difference(existing, fields, task_name), resume)
   if existing.get('from_source') and source is None:
     raise ValueError(
       f'{model_dir} holds a run on {existing["dataset"]}, whose data was named by --source: '
@@ -199,7 +196,7 @@ def read_split(
       fields,
       data_dir=data_dir,
       source=source,
-      task_name=task_name or _task_name(description),
+      task_name=task_name or description.get('task_name'),
     )
     if builder.info.full_name != dataset:
       raise ValueError(
@@ -254,7 +251,8 @@ def open_run(
         if write:
           kept = len(description['config'].get('keep_accuracies', ()))
           _check_writable(model_dir)
-          _check_room(model_dir, state, _CHECKPOINTS_ON_DISK + kept)
+          if description['config'].get('save_checkpoints', True):
+            _check_room(model_dir, state, _CHECKPOINTS_ON_DISK + kept)
           stack.enter_context(_hold(model_dir))
           if isinstance(tokenizer, WordPieceTokenizer):
             tokenizer.save(model_dir)
@@ -310,19 +308,27 @@ def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def config_difference(stored: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
-  """Return a line for each field in which a run's config.json is of another run.
+def stored_difference(
+  description: Mapping[str, Any], fields: Mapping[str, Any], task_name: str | None
+) -> list[str]:
+  """Return a line for each setting in which a run's config.json is of another run.
 
   Args:
-    stored: 'config' of config.json.
+    description: contents of config.json.
     fields: a resolved config; where it leaves the dtype open, any is right.
+    task_name: of the data set; None for that of the run.
   """
+  stored = description['config']
   if fields['dtype'] == 'auto':
     fields = {**fields, 'dtype': stored['dtype']}
   fields = json.loads(json.dumps(fields))
-  return configuration.difference(
+  lines = configuration.difference(
     configuration.essential(stored, _FREE), configuration.essential(fields, _FREE), 'config'
   )
+  if task_name:
+    name = description.get('task_name') or get_task(stored['task']).task_name
+    lines += configuration.difference(name, task_name, 'task_name')
+  return lines
 
 
 def _check_could_be_written(model_dir: str) -> None:
@@ -354,11 +360,14 @@ def _check_writable(model_dir: str) -> None:
 
 def _check_room(model_dir: str, state: Any, checkpoints: int) -> None:
   needed = checkpoints * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  # Of a run that is continued, some are there, and older ones go as new ones come.
+  there = sum(path.stat().st_size for path in Path(model_dir).glob('checkpoints/**/*'))
   free = shutil.disk_usage(model_dir).free
-  if free < needed:
+  if free < needed - there:
     raise OSError(
       f'--model_dir={model_dir} has {free / 2**20:.0f} MiB free; the checkpoints of this run need '
-      f'{needed / 2**20:.0f} MiB'
+      f'{(needed - there) / 2**20:.0f} MiB: make room, name a --model_dir elsewhere, or keep none '
+      'by --config.save_checkpoints=False'
     )
 
 

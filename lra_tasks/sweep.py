@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import app, flags
 
@@ -70,8 +70,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   )  # fmt: skip
   define(
     flags.DEFINE_multi_string, 'set', [],
-    'FIELD=VALUE: a field of all configs, such as learning_rate=0.001 or '
-    'attention.num_frequencies=64. May be repeated. Part of the names of runs.',
+    'FIELD=VALUE: a field of all configs, such as learning_rate=0.001 or, if all --models have '
+    'it, attention.num_frequencies=64. May be repeated. Part of the names of runs.',
   )  # fmt: skip
   define(
     flags.DEFINE_string, 'try', None,
@@ -118,23 +118,22 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   )  # fmt: skip
 
 
-def _by_task(
-  name: str, values: Sequence[str], options: Mapping[str, list[str]]
-) -> Iterator[tuple[str, str]]:
-  """Yield task and value of each TASK=VALUE."""
-  for value in values:
+def _by_task(name: str, flag_values: flags.FlagValues) -> dict[str, str]:
+  """Return {task: value} of a flag that lists TASK=VALUE."""
+  found = {}
+  for value in flag_values[name].value:
     task, equals, rest = value.partition('=')
-    if not equals or task not in options:
+    if not equals or task not in flag_values.tasks:
       raise ValueError(f'--{name} must be TASK=VALUE with one of --tasks, got {value!r}')
-    yield task, rest
+    found[task] = rest
+  return found
 
 
 def _options(flag_values: flags.FlagValues) -> dict[str, list[str]]:
   """Return further flags of the training command for each task."""
   options = {task: [f'--data_dir={flag_values.data_dir}'] for task in flag_values.tasks}
-  for flag in ('source', 'task_name'):
-    for task, value in _by_task(f'{flag}s', flag_values[f'{flag}s'].value, options):
-      options[task].append(f'--{flag}={value}')
+  for task, source in _by_task('sources', flag_values).items():
+    options[task].append(f'--source={source}')
   return options
 
 
@@ -174,6 +173,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
     tried=flag_values['try'].value,
     configs=flag_values.configs,
     init_from=flag_values.init_from,
+    data_sets=_by_task('task_names', flag_values),
   )
   if flag_values['try'].value:
     _warn_of_test_splits(jobs)

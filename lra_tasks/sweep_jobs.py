@@ -6,7 +6,7 @@ import ast
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kl_flax.models import get_row
@@ -28,6 +28,7 @@ class Job(NamedTuple):
     seed: of the run.
     changes: pairs of a config field and a value, as they stand on a command line.
     init_from: directory of the run that it starts from, '' for none.
+    task_name: of the data set within the task, '' for the task's own.
     rivals: runs of the first seed, one with the same changes, that decide whether it is made: if
       that one is the best of them on validation. None decide nothing.
   """
@@ -38,6 +39,7 @@ class Job(NamedTuple):
   seed: int
   changes: tuple[tuple[str, str], ...] = ()
   init_from: str = ''
+  task_name: str = ''
   rivals: tuple[Job, ...] = ()
 
   def flags(self) -> list[str]:
@@ -47,6 +49,7 @@ class Job(NamedTuple):
       f'--config={self.config}',
       *(f'--config.{name}={value}' for name, value in changes),
       *([f'--init_from={self.init_from}'] if self.init_from else []),
+      *([f'--task_name={self.task_name}'] if self.task_name else []),
     ]
 
   def fields(self) -> dict[str, Any]:
@@ -61,8 +64,7 @@ class Job(NamedTuple):
 
 @functools.cache  # Sweeps ask for it each time that they look at a run.
 def _fields(job: Job) -> dict[str, Any]:
-  changes = {name: _literal(value) for name, value in job.changes}
-  config = configuration.load(job.config, changes | {'random_seed': job.seed})
+  config = configuration.load(job.config, dict(job.changes) | {'random_seed': str(job.seed)})
   fields = configuration.resolve(config)
   return fields | ({'pretrained': Pretrained(job.init_from).label} if job.init_from else {})
 
@@ -87,6 +89,7 @@ def make_jobs(
   tried: str | None = None,
   configs: str = 'configs',
   init_from: str | None = None,
+  data_sets: Mapping[str, str] | None = None,
 ) -> list[Job]:
   """Return all runs in the order in which they are to be made.
 
@@ -99,6 +102,7 @@ def make_jobs(
     tried: 'FIELD=VALUE,VALUE ...': the first seed takes each of these, the others the best of them.
     configs: directory of the files TASK.py.
     init_from: directory of the run that each starts from; '{model}' in it stands for the model.
+    data_sets: task -> name of a data set within it, where it is not the task's own.
 
   Raises:
     FileNotFoundError: if there is no such run.
@@ -124,7 +128,8 @@ def make_jobs(
     rivals = tuple(job for job in jobs if job.config == config and job.seed == seeds[0])
     parts = [model, presets[task], *map('='.join, pairs), f'seed{seed}']
     name = os.path.join(task, '_'.join(parts))
-    job = Job(task, config, name, seed, pairs, start, rivals if decide else ())
+    data_set = (data_sets or {}).get(task, '')
+    job = Job(task, config, name, seed, pairs, start, data_set, rivals if decide else ())
     job.fields()  # Now, rather than in an hour.
     jobs.append(job)
   return jobs

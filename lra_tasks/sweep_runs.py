@@ -75,7 +75,7 @@ def outcome_of(job: Job, directories: Sequence[pathlib.Path]) -> Outcome:
       continue
     if not isinstance(description.get('config'), Mapping):
       raise DamagedRun(f'{folder}/config.json lacks the config; move the run away, or restore it')
-    _check_same(job, folder, description['config'])
+    _check_same(job, folder, description)
     found = read_folder(folder)
     if isinstance(found, Run):
       other = '' if found.comparable else f' of {found.dataset}'
@@ -89,9 +89,9 @@ def _place(run: Unfinished | None) -> str:
   return f'at step {run.step:,}' if run and run.step else 'before an evaluation'
 
 
-def _check_same(job: Job, folder: pathlib.Path, stored: Mapping[str, Any]) -> None:
+def _check_same(job: Job, folder: pathlib.Path, description: Mapping[str, Any]) -> None:
   """Raise a ValueError unless the folder holds this job."""
-  lines = rundir.config_difference(stored, job.fields())
+  lines = rundir.stored_difference(description, job.fields(), job.task_name)
   if lines:
     raise ValueError(
       f'{folder} holds another run; move it away, or name another directory:\n  '

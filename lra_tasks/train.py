@@ -87,7 +87,7 @@ def train(
   """
   started = time.monotonic()
   # All that the config tells comes before any data is prepared, which may take hours.
-  fields, origin = _check(fields, model_dir, source, init_from, test_only)
+  fields, origin = _check(fields, model_dir, source, task_name, init_from, test_only)
   if not test_only and _is_finished(fields, model_dir):
     return 0
   fields = _with_dtype(fields, model_dir)
@@ -160,6 +160,7 @@ def _check(
   fields: dict[str, Any],
   model_dir: str,
   source: str | None,
+  task_name: str | None,
   init_from: str | None,
   test_only: bool,
 ) -> tuple[dict[str, Any], Pretrained | rundir.Origin | None]:
@@ -176,7 +177,7 @@ def _check(
   origin = Pretrained(init_from) if init_from else rundir.stored_origin(model_dir)
   fields = fields | {'pretrained': origin.label if origin else ''}
   resume = _may_resume(fields, test_only)
-  rundir.check_run(model_dir, fields, source, resume=resume, write=not test_only)
+  rundir.check_run(model_dir, fields, source, task_name, resume=resume, write=not test_only)
   return fields, origin
 
 

@@ -265,7 +265,7 @@ MISTAKES = {
   'lra_tasks.train --config=configs/listops.py:gmm_prf,papers': "unknown preset 'papers'",
   'lra_tasks.train --config=configs/listop.py:gmm_prf': 'No such file',
   'lra_tasks.train --config=configs/text.py:gmm_prf --config.batchsize=1': "field 'batchsize'",
-  'lra_tasks.train --config=configs/text.py:gmm_prf --config.warmup=a': "warmup='a'",
+  'lra_tasks.train --config=configs/text.py:gmm_prf --config.warmup=a': 'warmup=a: invalid literal',
   'lra_tasks.train --config=configs/text.py:gmm_prf --config.warmup=0': 'warmup must be',
   'lra_tasks.train --config=configs/text.py:gmm_prf --task_name=agnew': 'no task has a data set',
   'lra_tasks.benchmark --config=configs/text.py:gmm_prf,paper --models=gmm': "model_type 'gmm'",

@@ -100,10 +100,10 @@ def make_overview(tables: Iterable[Table], order: tuple[str, ...]) -> GlueOvervi
   if not found:
     return None
   scores = {
-    (model, corpus, metric): _score(row, metric)
+    (model, corpus, metric): score
     for (model, corpus, task), row in found.items()
     for metric in METRICS
-    if metric.task == task
+    if metric.task == task and (score := _score(row, metric)) is not None
   }
   place = lambda model: order.index(model) if model in order else len(order)
   models = sorted({key[:2] for key in found}, key=lambda key: (place(key[0]), key))
@@ -134,8 +134,11 @@ def _corpus(run: Run) -> str:
   return '/'.join(parts[:-4])
 
 
-def _score(row: Row, metric: Metric) -> Score:
-  values = [getattr(run, metric.field) or 0.0 for run in row.runs]
+def _score(row: Row, metric: Metric) -> Score | None:
+  """Return the cell, None where a run lacks the metric."""
+  values = [getattr(run, metric.field) for run in row.runs]
+  if None in values:
+    return None
   name = _PUBLISHED_AS.get(row.model, row.model)
   published = [
     score.value

@@ -189,9 +189,9 @@ def make_comparisons(tables: Iterable[Table]) -> list[Comparison]:
 def _compare(question: str, first: Row, second: Row, task: str) -> list[Comparison]:
   ours = {run.seed: run for run in first.runs}
   pairs = [(ours[run.seed], run) for run in second.runs if run.seed in ours]
-  if not pairs:
+  metric = first.runs[0].metric
+  if not pairs or any(getattr(run, metric) is None for pair in pairs for run in pair):
     return []
-  metric = pairs[0][0].metric
   differences = [100 * (getattr(a, metric) - getattr(b, metric)) for a, b in pairs]
   # Of F1 and correlations examples leave an error that accuracies do not tell.
   of_examples = [example_error(a, b) for a, b in pairs] if metric == 'accuracy' else []

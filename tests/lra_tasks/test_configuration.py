@@ -863,8 +863,22 @@ def test_a_config_is_loaded_and_changed():
   assert (config.warmup, config.attention.tied) == (7, False)
   with pytest.raises(ValueError, match="unknown config field 'warm'"):
     configuration.load(file, {'warm': 7})
-  with pytest.raises(ValueError, match="warmup='x': "):
+  with pytest.raises(ValueError, match='warmup=x: invalid literal'):
     configuration.load(file, {'warmup': 'x'})
+  # As the training command reads them, not as Python does.
+  with pytest.raises(ValueError, match='hidden_dim=None: invalid literal'):
+    configuration.load(file, {'hidden_dim': 'None'})
+  other = f'{ROOT}/configs/listops.py:transformer'
+  with pytest.raises(ValueError, match="option of transformer 'num_frequencies'; known: none"):
+    configuration.load(other, {'attention.num_frequencies': 64})
+
+
+def test_options_that_a_model_lacks_are_no_part_of_a_preset():
+  make = lambda model, **options: configuration.new_config('listops', model, 'x', attention=options)
+  assert make('gmm_prf', num_frequencies=8).attention.num_frequencies == 8
+  assert 'num_frequencies' not in make('transformer', num_frequencies=8).attention
+  with pytest.raises(ValueError, match="unknown attention option of gmm_prf 'smoothin' .did you"):
+    make('gmm_prf', smoothin=3.0)
 
 
 def test_texts_are_read_byte_by_byte():
@@ -892,7 +906,7 @@ def test_kept_checkpoints_tell_no_runs_apart():
   ids = {configuration.config_id(each) for each in (fields, earlier, changed)}
   assert len(ids) == 1
   for one in (earlier, changed):
-    assert rundir.config_difference(json.loads(json.dumps(one)), fields) == []
+    assert rundir.stored_difference({'config': json.loads(json.dumps(one))}, fields, None) == []
   for wrong in (0, 100.5, -3):
     with pytest.raises(ValueError, match=f'percentages above 0, up to 100; got {wrong}'):
       resolve(lra_config(keep_accuracies=(20, wrong)), 'listops')

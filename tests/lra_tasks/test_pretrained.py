@@ -11,7 +11,7 @@ from run_helpers import run_here
 
 from kl_flax import Predictor, checkpoints
 from kl_flax.models import make_classifier, make_model
-from lra_tasks import configuration
+from lra_tasks import configuration, inspect_run
 from lra_tasks.pretrained import Pretrained
 
 SMALL = {'emb_dim': 16, 'mlp_dim': 16, 'num_train_steps': 10, 'eval_frequency': 10}
@@ -176,3 +176,13 @@ def test_the_field_is_not_for_users():
   config = configuration.load('configs/listops.py:prf,tiny', {'pretrained': 'runs/wikitext'})
   with pytest.raises(ValueError, match="'runs/wikitext' is what --init_from notes down"):
     configuration.resolve(config)
+
+
+@pytest.mark.slow
+def test_a_started_run_is_known_to_have_begun_with_that_encoder(pretrained, started):
+  """As `inspect_run` shows it beside the trained one."""
+  found = inspect_run.initial_params(read(started, 'config.json'))['encoder']
+  _, before = checkpoints.restore(str(pretrained))
+  given = before['params']['encoder']
+  given['embedding']['table'] = given['embedding']['table'][:16]  # Without the mask.
+  jax.tree.map(np.testing.assert_array_equal, given, found)

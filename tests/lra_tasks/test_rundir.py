@@ -58,16 +58,6 @@ def test_directories_that_cannot_be_made_are_refused_before_data_is_read(tmp_pat
   assert [path.name for path in tmp_path.iterdir()] == ['file']  # Nothing was made.
 
 
-@pytest.mark.parametrize(
-  ('dataset', 'name'),
-  [('listops/generated_500_2000/1.0.0', None), ('pathfinder/pathfinder32_easy/1.0.0', 'mine')],
-)
-def test_names_that_generated_listops_ignored_are_not_given_again(dataset, name, tmp_path):
-  stored = {'dataset': dataset, 'task_name': 'mine'}
-  (tmp_path / 'config.json').write_text(json.dumps(stored))
-  assert rundir.stored_task_name(str(tmp_path)) == name
-
-
 def test_unwritable_directories_are_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError, match=r'--model_dir=.*file/run cannot be written'):
@@ -77,9 +67,19 @@ def test_unwritable_directories_are_named(tmp_path):
 def test_a_full_disk_is_said_at_the_start(tmp_path, monkeypatch):
   usage = collections.namedtuple('usage', 'total used free')
   monkeypatch.setattr('shutil.disk_usage', lambda path: usage(10, 10, 3 * 2**20))
-  with pytest.raises(OSError, match='has 3 MiB free; the checkpoints of this run need 4 MiB'):
+  with pytest.raises(OSError, match='has 3 MiB free; the checkpoints of this run need 4 MiB: make'):
     open_run(str(tmp_path), description(), STATE, resume=True)
   assert not (tmp_path / 'config.json').exists()
+  # What is there already, in a run that is continued, need not fit once more.
+  (tmp_path / 'checkpoints/10').mkdir(parents=True)
+  (tmp_path / 'checkpoints/10/state').write_bytes(bytes(2**20))
+  open_run(str(tmp_path), description(), STATE, resume=True)
+
+
+def test_a_run_without_checkpoints_needs_no_room(tmp_path, monkeypatch):
+  usage = collections.namedtuple('usage', 'total used free')
+  monkeypatch.setattr('shutil.disk_usage', lambda path: usage(10, 10, 0))
+  open_run(str(tmp_path), description(save_checkpoints=False), STATE, resume=True)
 
 
 def test_what_the_config_tells_is_said_before_there_is_data(tmp_path):
@@ -151,3 +151,16 @@ def test_what_a_run_was_told_at_its_start_is_stored(tmp_path):
   found = rundir.stored_origin(str(tmp_path))
   assert (found.label, found.model_dir) == ('wikitext/m/id/seed0/step1', '/a')
   assert found.tokenizer == ByteTokenizer()
+
+
+def test_another_data_set_is_another_run(tmp_path):
+  config = {'task': 'text', 'dtype': 'auto'}
+  check = lambda name: rundir.check_run(str(tmp_path), config, None, name, resume=True)
+  for stored, other in ((None, 'agnews'), ('agnews', 'imdb_reviews')):
+    description = {'dataset': 'x', 'config': config | {'dtype': 'float32'}, 'task_name': stored}
+    (tmp_path / 'config.json').write_text(json.dumps(description))
+    check(None)
+    check(stored or 'imdb_reviews')
+    own = stored or 'imdb_reviews'
+    with pytest.raises(ValueError, match=f"task_name: '{own}' there, '{other}' now"):
+      check(other)

@@ -259,7 +259,7 @@ def test_changes_are_in_names_flags_and_fields():
     ((['listops'], ['gmm_prf'], [0]), {'tried': 'warm=3,4'}, "unknown config field 'warm'"),
     ((['listops'], ['gmm_prf'], [0]), {'tried': 'random_seed=3,4'}, '--try=random_seed=3: --seeds'),
     ((['listops'], ['gmm_prf'], [0]), {'changes': ['warm=3']}, "unknown config field 'warm'"),
-    ((['listops'], ['gmm_prf'], [0]), {'changes': ['warmup=x']}, 'warmup=.x.: '),
+    ((['listops'], ['gmm_prf'], [0]), {'changes': ['warmup=x']}, 'warmup=x: invalid literal'),
     ((['listops'], ['gmm_prf'], [0]), {'changes': ['warmup=0']}, 'warmup must be'),
     ((['listops'], ['gmm_prf'], [0]), {'changes': ['attention.tie=1']}, 'did you mean .tied.'),
     ((['listops'], [], [0]), {}, '--models must name some, each once'),
@@ -702,3 +702,18 @@ def test_runs_on_glue_start_with_a_run_of_their_model(tmp_path, monkeypatch):
   assert make(None)[0].fields()['pretrained'] == ''
   with pytest.raises(FileNotFoundError, match='--init_from=.*nowhere holds no run'):
     make('nowhere')
+
+
+def test_runs_on_another_data_set_are_not_taken_for_finished(tmp_path):
+  make = lambda **options: make_jobs(['text'], ['gmm_prf'], [0], configs=CONFIGS, **options)
+  (own,), (named,) = make(), make(data_sets={'text': 'yelp_reviews'})
+  assert own.name == named.name
+  assert named.flags() == [*own.flags(), '--task_name=yelp_reviews']
+  folder = tmp_path / own.name
+  folder.mkdir(parents=True)
+  config = own.fields() | {'dtype': 'float32'}
+  description = {'config': config, 'dataset': 'text/imdb_reviews/1.0.0', 'task_name': None}
+  (folder / 'config.json').write_text(json.dumps(description))
+  assert sweep_runs.outcome_of(own, [tmp_path]).state == 'stopped'
+  with pytest.raises(ValueError, match="task_name: 'imdb_reviews' there, 'yelp_reviews' now"):
+    sweep_runs.outcome_of(named, [tmp_path])
