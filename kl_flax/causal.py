@@ -321,14 +321,31 @@ def _attend(state, query, key, value, mask, omega, log_weight, *, features, smoo
   value = jnp.swapaxes(with_ones(value.astype(dtype)), 1, 2)
   visible = jnp.tri(query.shape[1], dtype=bool) & mask[:, None, None]
   weights = jnp.where(visible, weights + constant, 0).astype(dtype)
-  out = einsum_float32('bhij,bhje->bhie', weights, value)
-  out += einsum_float32('bhin,bhne->bhie', phi_q.astype(dtype), state.sums.astype(dtype))
+  center = _center_before(state, value, mask) if dtype == jnp.bfloat16 else None
+  shifted = lambda sums: sums if center is None else sums - center * sums[..., -1:]
+  out = einsum_float32('bhij,bhje->bhie', weights, shifted(value).astype(dtype))
+  out += einsum_float32('bhin,bhne->bhie', phi_q.astype(dtype), shifted(state.sums).astype(dtype))
   if smoothing:
-    out += constant * state.total[:, :, None]
+    out += constant * shifted(state.total[:, :, None])
+  if center is not None:
+    out += center * out[..., -1:]
   sums = decay * state.sums + einsum_float32('bhjn,bhje->bhne', phi_k.astype(dtype), value)
   valid = jnp.where(mask[:, None, :, None], value, 0)
   total = state.total + jnp.sum(valid, axis=2, dtype=jnp.float32)
   return DecodingState(sums, total, shift), jnp.swapaxes(out, 1, 2)
+
+
+def _center_before(state, value, mask):
+  """Return what values have in common that every query of a chunk has seen: [b, h, 1, e + 1].
+
+  Their mean before the chunk, or the first value where there is none before; 0 for the ones. It
+  saves digits of bfloat16, see `kl_flax.sums`. Later values would change results by rounding.
+  """
+  total = state.total[:, :, None]
+  count = total[..., -1:]
+  first = jnp.where(mask[:, None, :1, None], value[:, :, :1], 0)
+  center = jnp.where(count > 0, total / jnp.maximum(count, 1), first)
+  return jax.lax.stop_gradient(center.at[..., -1].set(0))
 
 
 def _weigh_plain_features(state, query, key, mask, omega, log_weight, *, features, smoothing):

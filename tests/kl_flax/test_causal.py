@@ -283,3 +283,28 @@ def test_a_prompt_in_pieces_then_steps_are_one_causal_pass(features):
     causal.prefill(state, q[:, :2], k[:, :3], v[:, :3], omega, **options)
   with pytest.raises(ValueError, match='state must come from init_decoding'):
     causal.prefill(state, q[:1], k[:1], v[:1], omega, **options)
+
+
+@pytest.mark.parametrize('features', ['elu', 'fourier', 'positive'])
+def test_what_values_have_in_common_costs_no_digits_of_bfloat16(features):
+  """As without the order of positions; and what is in common is that of earlier values alone."""
+  inputs = make_inputs(11, b=1, length=64, h=2, d=16, e=16, m=64, scale=0.5)
+  inputs['value'] += 3
+  omega = None if features in WITHOUT_FREQUENCIES else 0.4 * jnp.asarray(inputs['omega'])
+  arrays = [jnp.asarray(inputs[name], jnp.bfloat16) for name in ('query', 'key', 'value')]
+
+  @functools.partial(jax.jit, static_argnames='dtype')
+  def run(arrays, dtype):
+    def loss(*arrays):
+      out = kernel_attention(*arrays, omega, features=features, causal=True)
+      weights = jnp.cos(jnp.arange(out.size)).reshape(out.shape)
+      return jnp.sum(out.astype(jnp.float32) * weights), out
+
+    return jax.grad(loss, has_aux=True)(*(x.astype(dtype) for x in arrays))
+
+  (found, out), (wanted, expected) = run(arrays, jnp.bfloat16), run(arrays, jnp.float32)
+  error = lambda a, b: float(jnp.linalg.norm(a.astype(jnp.float32) - b) / jnp.linalg.norm(b))
+  assert error(out, expected) < 0.01
+  assert error(found, wanted) < 0.02
+  later = [x.at[:, 37:].set(100.0) for x in arrays]
+  np.testing.assert_array_equal(run(later, jnp.bfloat16)[1][:, :37], out[:, :37])
