@@ -8,6 +8,7 @@ Shapes: b batch, l queries, s keys, h heads, d head size, e value size, m freque
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import jax
@@ -202,14 +203,16 @@ def check_inputs(query, key, value, omega, features, key_mask, smoothing, log_we
     raise ValueError(f'features must be one of {FEATURE_MAPS}, got {features!r}')
   if (features in WITHOUT_FREQUENCIES) != (omega is None):
     raise ValueError(f'features={features!r} {"takes no" if omega is not None else "needs"} omega')
-  if smoothing < 0:
-    raise ValueError(f'smoothing must be at least 0, got {smoothing}')
+  if not 0 <= smoothing < math.inf:  # Nor NaN.
+    raise ValueError(f'smoothing must be finite and at least 0, got {smoothing}')
   check_arrays(query, key, value)
   if omega is not None and (omega.ndim, *omega.shape[::2]) != (3, *query.shape[2:]):
     raise ValueError(
       f'omega must be [heads, frequencies, head size] = '
       f'[{query.shape[2]}, M, {query.shape[3]}], got {omega.shape}'
     )
+  if omega is not None and not omega.shape[1]:
+    raise ValueError(f'omega must hold at least one frequency of each head, got {omega.shape}')
   if log_weight is not None and (omega is None or log_weight.shape != omega.shape[:2]):
     raise ValueError(
       'log_weight must be [heads, frequencies] like omega, got '

@@ -519,11 +519,22 @@ def _agree(name: str, first: Any, second: Any) -> Any:
   return second if first is None else first
 
 
+# In [0, 1).
+_RATES = ('dropout_rate', 'attention_dropout_rate', 'adam_b2')
+
+
+def _is_integer(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _check_values(fields: Mapping[str, Any]) -> None:
   get_row(fields['model_type'])
   for name in POSITIVE:
-    if not isinstance(fields[name], int) or fields[name] < 1:
+    if not _is_integer(fields[name]) or fields[name] < 1:
       raise ValueError(f'{name} must be an integer of at least 1, got {fields[name]!r}')
+  for name in ('learning_rate', 'decay_factor', 'weight_decay', 'grad_clip_norm', *_RATES):
+    if isinstance(fields[name], bool) or not isinstance(fields[name], (int, float)):
+      raise ValueError(f'{name} must be a number, got {fields[name]!r}')
   for name in ('learning_rate', 'decay_factor'):
     if not fields[name] > 0:
       raise ValueError(f'{name} must be above 0, got {fields[name]!r}')
@@ -532,13 +543,13 @@ def _check_values(fields: Mapping[str, Any]) -> None:
       raise ValueError(f'{name} must be at least 0, got {fields[name]!r}')
   optimizer.of_config(fields)  # It knows the factors.
   seed = fields['random_seed']
-  if not isinstance(seed, int) or not 0 <= seed < 2**32:
+  if not _is_integer(seed) or not 0 <= seed < 2**32:
     raise ValueError(f'random_seed must be an integer in 0 .. 2**32 - 1, got {seed!r}')
   if fields['num_eval_steps'] < -1 or fields['num_eval_steps'] == 0:
     raise ValueError(
       f'num_eval_steps must be at least 1, or -1 for all, got {fields["num_eval_steps"]}'
     )
-  for name in ('dropout_rate', 'attention_dropout_rate'):
+  for name in _RATES:
     if not 0 <= fields[name] < 1:
       raise ValueError(f'{name} must lie in [0, 1), got {fields[name]!r}')
   if fields['pretrained']:
@@ -555,8 +566,6 @@ def _check_values(fields: Mapping[str, Any]) -> None:
     raise ValueError(f'mask_rate must lie between 0 and 1, got {fields["mask_rate"]!r}')
   if fields['activation'] not in ACTIVATIONS:
     raise ValueError(unknown_name('activation', str(fields['activation']), ACTIVATIONS))
-  if not 0 <= fields['adam_b2'] < 1:
-    raise ValueError(f'adam_b2 must lie in [0, 1), got {fields["adam_b2"]!r}')
   width = fields['hidden_dim']
   if width is not None and (not isinstance(width, int) or width < 1):
     raise ValueError(f'hidden_dim must be an integer of at least 1, or None, got {width!r}')

@@ -79,6 +79,19 @@ def set_up_logging() -> None:
     ours.propagate = False
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parse a command line, for `app.run`; a wrong flag is one line, not a page of all flags.
+
+  Commands with a --config have `lra_tasks.configuration.parse_flags`.
+  """
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    unknown = isinstance(error, flags.UnrecognizedFlagError)
+    print(f'error: {error}{" (--help lists all flags)" * unknown}', file=sys.stderr)
+    sys.exit(1)
+
+
 def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int]:
   """Decorate a command's `main`: what its user can mend is one line, not a traceback.
 

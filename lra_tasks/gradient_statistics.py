@@ -51,6 +51,7 @@ from lra_tasks import rundir, steps, tasks
 from lra_tasks.console import (
   define_integers,
   one_line_errors,
+  parse_flags,
   set_up_logging,
   show_progress,
   three_digits,
@@ -357,4 +358,4 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> No
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

@@ -32,7 +32,7 @@ from kl_flax.inspection import AttentionLayer
 from kl_flax.models import make_classifier
 from kl_flax.tokenizers import ByteTokenizer, PixelTokenizer
 from lra_tasks import inspect_figures, parallel, plotting, rundir, steps, tasks
-from lra_tasks.console import one_line_errors, set_up_logging
+from lra_tasks.console import one_line_errors, parse_flags, set_up_logging
 from lra_tasks.data import pipeline
 from lra_tasks.finished import read_description
 from lra_tasks.pretrained import Pretrained
@@ -329,7 +329,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> No
 def run() -> None:
   """Run the command."""
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)
 
 
 if __name__ == '__main__':

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from lra_tasks.console import one_line_errors
+from lra_tasks.console import one_line_errors, parse_flags
 from lra_tasks.reporting import results
 from lra_tasks.reporting.html import render_html
 from lra_tasks.reporting.rows import build_report
@@ -81,4 +81,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

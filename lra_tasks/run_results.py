@@ -114,6 +114,7 @@ def _metrics(
 
 
 def _joined(description: Mapping[str, Any], name: str) -> str | None:
-  """Return what all processes of a run had, separated by commas where it changed."""
+  """Return what the processes of a run had, separated by commas where it changed; None: unknown."""
   values = dict.fromkeys(session[name] for session in description['sessions'])
-  return ', '.join(map(str, values)) if values != {None: None} else None
+  known = [str(value) for value in values if value is not None]
+  return ', '.join(known) or None

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
-from lra_tasks.console import one_line_errors, set_up_logging, three_digits
+from lra_tasks.console import one_line_errors, parse_flags, set_up_logging, three_digits
 from lra_tasks.plotting import SOFTMAX, color, label, new_figure, save
 
 _OUT = flags.DEFINE_string('out', None, 'Directory for the figures; created if need be.')
@@ -274,4 +274,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

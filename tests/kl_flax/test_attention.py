@@ -347,7 +347,7 @@ def test_is_faster_than_softmax_at_length_4096():
     ({'features': 'cosine'}, 'must be one of'),
     ({'features': 'elu'}, 'takes no omega'),
     ({'omega': None}, 'needs omega'),
-    ({'smoothing': -1.0}, 'smoothing must be at least 0'),
+    ({'smoothing': -1.0}, 'smoothing must be finite and at least 0'),
     ({'omega': jnp.ones((2, 6, 5))}, 'omega must be'),
     ({'log_weight': jnp.ones((2, 5))}, 'log_weight must be'),
     ({'key': jnp.ones((2, 7, 3, 4))}, 'query and key must agree'),
@@ -357,6 +357,8 @@ def test_is_faster_than_softmax_at_length_4096():
       {'key_mask': jnp.ones((2, 7), jnp.int32)},
       r'bool\[2, 7\], got int32\[2, 7\]',
     ),
+    ({'smoothing': float('nan')}, 'smoothing must be finite and at least 0, got nan'),
+    ({'omega': jnp.ones((2, 0, 4))}, r'at least one frequency of each head, got \(2, 0, 4\)'),
     ({'value': jnp.ones((2, 7, 2, 3), jnp.bfloat16)}, 'one dtype, got float32, float32, bfloat16'),
     ({'query': jnp.ones((2, 5, 4))}, r'expected \[batch, length, heads, size\] three times, got '),
     (

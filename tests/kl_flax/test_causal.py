@@ -236,7 +236,7 @@ def test_errors_name_the_value_and_the_rule():
   more = {**inputs, 'query': np.ones((2, 7, 2, 4), np.float32)}
   with pytest.raises(ValueError, match='got 7 queries and 5 keys'):
     jax.eval_shape(lambda: causal_sums(**jax.tree.map(jnp.asarray, more)))
-  with pytest.raises(ValueError, match='smoothing must be at least 0'):
+  with pytest.raises(ValueError, match='smoothing must be finite and at least 0'):
     jax.eval_shape(lambda: causal_sums(**jax.tree.map(jnp.asarray, inputs), smoothing=-1.0))
   with pytest.raises((ValueError, TypeError), match='cosine'):
     init_decoding(2, 2, 6, 3, features='cosine')

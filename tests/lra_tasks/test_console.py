@@ -4,7 +4,7 @@ import pytest
 from absl import flags
 
 from lra_tasks import benchmark, gradient_statistics, inspect_run, prepare, sweep, variance
-from lra_tasks.console import one_line_errors
+from lra_tasks.console import one_line_errors, parse_flags
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,11 @@ def test_help_shows_every_flag(command):
   values = flags.FlagValues()
   command.define_flags(values)
   assert {flag.name for flag in values.get_key_flags_for_module(command)} == set(values)
+
+
+def test_a_wrong_flag_is_one_line(capsys):
+  with pytest.raises(SystemExit) as stopped:
+    parse_flags(['report', '--nonsense=1'])
+  assert stopped.value.code == 1
+  message = "error: Unknown command line flag 'nonsense' (--help lists all flags)\n"
+  assert capsys.readouterr().err == message

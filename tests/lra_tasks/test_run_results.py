@@ -11,7 +11,7 @@ def test_results_tell_draws_apart(tmp_path):
   about = {
     'task': 't', 'dataset': 'd', 'comparable': True, 'validation_is_test': False, 'parameters': 2,
     'base_parameters': 4, 'config_id': 'c', 'versions': {},
-    'sessions': [{'device': 'x', 'git_revision': r} for r in ('a', 'b', 'a')],
+    'sessions': [{'device': 'x', 'git_revision': r} for r in ('a', None, 'b', 'a')],
     'config': {
       'task': 'mrpc', 'model_type': 'm', 'preset': 'p', 'random_seed': 3, 'learning_rate': 0.1,
       'objective': 'classify',
