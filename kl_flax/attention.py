@@ -14,16 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from kl_flax.causal import causal_sums
+from kl_flax.checks import check_arrays
+from kl_flax.features import FeatureMap
 from kl_flax.kernels import Implementation, choose
 from kl_flax.numerics import divide
 from kl_flax.spectral import as_weighted
-from kl_flax.sums import (
-  FeatureMap,
-  attention_sums,
-  check_arrays,
-  denominator_floor,
-  resolve_smoothing,
-)
+from kl_flax.sums import attention_sums, denominator_floor, resolve_smoothing
 
 
 def kernel_attention(

@@ -31,19 +31,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kl_flax.numerics import divide, einsum_float32, pad_axis, product_dtype
-from kl_flax.sums import (
+from kl_flax.checks import check_inputs
+from kl_flax.features import (
   FEATURE_MAPS,
   SQUARED_NORM_FACTOR,
   FeatureMap,
-  check_inputs,
-  denominator_floor,
   log_features,
   plain_features,
-  resolve_smoothing,
-  smoothing_weight,
-  with_ones,
 )
+from kl_flax.numerics import divide, einsum_float32, pad_axis, product_dtype
+from kl_flax.sums import denominator_floor, resolve_smoothing, smoothing_weight, with_ones
 
 # Positions of a chunk, and of a block whose pairs are taken one by one: powers of two. Larger
 # chunks mean fewer steps and fewer states kept for gradients, smaller ones less work.

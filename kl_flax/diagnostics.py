@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kl_flax.fastfood import FastFood
+from kl_flax.features import SQUARED_NORM_FACTOR, FeatureMap
 from kl_flax.orthogonal import Gaussian, OrthogonalGaussian, StructuredOrthogonal
 from kl_flax.spectral import GaussianMixture, as_weighted, optimal_stretch
-from kl_flax.sums import SQUARED_NORM_FACTOR, FeatureMap
 
 
 class Estimate(NamedTuple):

@@ -1,19 +1,29 @@
 """Feature maps: pure functions from inputs and frequencies to phi(x), with kernel phi(q)·phi(k).
 
-Shapes: b batch, l length, h heads, d head size, m frequencies. Equation numbers are those of
-Pal Chowdhury et al., "On Learning the Transformer Kernel", TMLR 07/2022.
+Shapes: b batch, l length (s of keys), h heads, d head size, m frequencies. Equation numbers are
+those of Pal Chowdhury et al., "On Learning the Transformer Kernel", TMLR 07/2022.
 
-The maps here are exact: x as given, no temperature, no stabiliser. `kl_flax.sums` applies both,
-because a stabiliser is sound only where it cancels, in the ratio of attention.
+`fourier_features` to `relu_features` are exact: x as given, no temperature, no stabiliser.
+`log_features` and `plain_features` are what attention takes: at its temperature, and in log space
+where a stabiliser is needed, which is sound only where it cancels, in the ratio of attention.
 """
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kl_flax.numerics import einsum_float32
+
+FeatureMap = Literal['positive', 'softmax', 'fourier', 'elu', 'relu']
+FEATURE_MAPS = get_args(FeatureMap)
+# The maps without frequencies.
+WITHOUT_FREQUENCIES = ('elu', 'relu')
+# The maps that are exponentials, and the factor of |x|² in their exponents.
+SQUARED_NORM_FACTOR = {'positive': 1.0, 'softmax': 0.5}
 
 
 def project(x: Float[Array, 'b l h d'], omega: Float[Array, 'h m d']) -> Float[Array, 'b l h m']:
@@ -49,9 +59,7 @@ def fourier_features(
   >>> [round(float(v), 6) for v in fourier_features(x, jnp.ones((1, 1, 1))).ravel()]
   [-0.0, 1.0]
   """
-  angle = project(x, omega)
-  features = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-  return features / jnp.sqrt(omega.shape[1])
+  return _cos_sin(project(x, omega)) / jnp.sqrt(omega.shape[1])
 
 
 def positive_features(
@@ -73,7 +81,7 @@ def positive_features(
   >>> positive_features(jnp.zeros((1, 2, 1, 3)), jnp.ones((1, 4, 3)))[0, 0, 0].tolist()
   [0.5, 0.5, 0.5, 0.5]
   """
-  return jnp.exp(project(x, omega) - squared_norm(x)) / jnp.sqrt(omega.shape[1])
+  return jnp.exp(_exponent(x, omega, SQUARED_NORM_FACTOR['positive'])) / jnp.sqrt(omega.shape[1])
 
 
 def softmax_features(
@@ -84,7 +92,7 @@ def softmax_features(
   For omega ~ N(0, I) they estimate the softmax kernel exp(q·k). Arguments, range and overflow are
   those of `positive_features`.
   """
-  return jnp.exp(project(x, omega) - squared_norm(x) / 2) / jnp.sqrt(omega.shape[1])
+  return jnp.exp(_exponent(x, omega, SQUARED_NORM_FACTOR['softmax'])) / jnp.sqrt(omega.shape[1])
 
 
 def elu_features(x: Float[Array, 'b l h d']) -> Float[Array, 'b l h d']:
@@ -99,3 +107,59 @@ def elu_features(x: Float[Array, 'b l h d']) -> Float[Array, 'b l h d']:
 def relu_features(x: Float[Array, 'b l h d']) -> Float[Array, 'b l h d']:
   """Return relu(x) + 0.001, float32: the "generalized" attention of LRA's Performer."""
   return jax.nn.relu(x.astype(jnp.float32)) + 0.001
+
+
+def log_features(
+  query: Float[Array, 'b l h d'],
+  key: Float[Array, 'b s h d'],
+  omega: Float[Array, 'h m d'],
+  *,
+  features: FeatureMap,
+  log_weight: Float[Array, 'h m'] | None,
+  smoothing: float,
+) -> tuple[Float[Array, 'b l h m'], Float[Array, 'b s h m']]:
+  """Return log(M^(1/2) phi) of queries and keys at the temperature D^(1/4), float32.
+
+  The weights stand with the keys. The query's norm is left out where it cancels in the ratio,
+  that is, without smoothing.
+  """
+  # The temperature is folded into omega: H·M·D work instead of B·L·H·D.
+  norm = SQUARED_NORM_FACTOR[features] * omega.shape[-1] ** -0.5
+  omega = omega * omega.shape[-1] ** -0.25
+  log_q = _exponent(query, omega, norm) if smoothing else project(query, omega)
+  log_k = _exponent(key, omega, norm)
+  if log_weight is not None:
+    log_k += log_weight
+  return log_q, log_k
+
+
+def plain_features(
+  query: Float[Array, 'b l h d'],
+  key: Float[Array, 'b s h d'],
+  omega: Float[Array, 'h m d'] | None,
+  *,
+  features: FeatureMap,
+  log_weight: Float[Array, 'h m'] | None = None,
+) -> tuple[Float[Array, 'b l h n'], Float[Array, 'b s h n']]:
+  """Return M^(1/2) phi of queries and keys for maps that need no stabiliser.
+
+  They are taken at the temperature D^(1/4); elu alone has none.
+  """
+  if features == 'elu':
+    return elu_features(query), elu_features(key)
+  if features == 'relu':
+    temperature = query.shape[-1] ** -0.25
+    return relu_features(query * temperature), relu_features(key * temperature)
+  omega = omega * omega.shape[-1] ** -0.25
+  phi_q, phi_k = (_cos_sin(project(x, omega)) for x in (query, key))
+  if log_weight is not None:
+    phi_k *= jnp.exp(jnp.concatenate([log_weight, log_weight], axis=-1))
+  return phi_q, phi_k
+
+
+def _exponent(x, omega, factor):
+  return project(x, omega) - factor * squared_norm(x)
+
+
+def _cos_sin(angle):
+  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)

@@ -28,11 +28,12 @@ from kl_flax.baselines.synthesizer import SynthesizerAttention
 from kl_flax.encoder import Encoder
 from kl_flax.errors import unknown_name
 from kl_flax.fastfood import FastFood
+from kl_flax.features import FeatureMap
 from kl_flax.heads import Classifier, DualClassifier, MaskedLanguageModel
 from kl_flax.kernels import Implementation
 from kl_flax.orthogonal import Gaussian, OrthogonalGaussian, StructuredOrthogonal
 from kl_flax.spectral import GaussianMixture, Generator
-from kl_flax.sums import FeatureMap, resolve_smoothing
+from kl_flax.sums import resolve_smoothing
 
 # The argument of `AttentionRow.make` that is no option.
 _NUM_POSITIONS = 'num_positions'

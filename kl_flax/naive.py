@@ -12,14 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from kl_flax.checks import check_inputs
+from kl_flax.features import SQUARED_NORM_FACTOR, FeatureMap
 from kl_flax.numerics import divide
-from kl_flax.sums import (
-  SQUARED_NORM_FACTOR,
-  FeatureMap,
-  check_inputs,
-  denominator_floor,
-  resolve_smoothing,
-)
+from kl_flax.sums import denominator_floor, resolve_smoothing
 
 # In full precision: the default of GPUs would keep 10 bits of float32.
 _einsum = functools.partial(jnp.einsum, precision='highest')

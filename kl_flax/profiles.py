@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kl_flax.diagnostics import closed_form, draw_estimates, spectral_mixture
+from kl_flax.features import FeatureMap
 from kl_flax.spectral import as_weighted
-from kl_flax.sums import FeatureMap
 
 Params = Mapping[str, Any]
 

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from kl_flax.baselines.shared import cut, join, valid_positions
+from kl_flax.checks import check_floating, check_key_mask
 from kl_flax.numerics import divide
-from kl_flax.sums import check_floating, check_key_mask
 
 
 @dataclasses.dataclass(frozen=True)

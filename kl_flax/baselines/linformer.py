@@ -8,9 +8,9 @@ from jaxtyping import Array, Bool, Float
 
 from kl_flax.baselines.shared import check_length, check_option
 from kl_flax.baselines.softmax import softmax_weights
+from kl_flax.checks import check_floating, check_key_mask
 from kl_flax.dropout import Dropout
 from kl_flax.numerics import einsum_float32
-from kl_flax.sums import check_floating, check_key_mask
 
 
 class LinformerAttention(nn.Module):

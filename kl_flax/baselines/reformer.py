@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from kl_flax.baselines.shared import check_option, valid_positions
+from kl_flax.checks import check_floating, check_key_mask
 from kl_flax.numerics import pad_axis
-from kl_flax.sums import check_floating, check_key_mask
 
 # Subtracted from the logit of a position with itself (Kitaev et al. 2020, Appendix A).
 _SELF = 1e5

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from kl_flax.baselines.shared import check_length, check_option, cut, join, valid_positions
+from kl_flax.checks import check_floating, check_key_mask
 from kl_flax.dropout import Dropout
 from kl_flax.errors import unknown_name
-from kl_flax.sums import check_floating, check_key_mask
 
 SORTINGS = ('sinkhorn', 'gumbel_sinkhorn', 'softmax')
 # Places of sorted blocks with a smaller share of valid keys are masked: its square, which gradients

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from kl_flax.checks import check_floating, check_key_mask
 from kl_flax.dropout import Dropout
 from kl_flax.numerics import cuda_capability, pad_axis
-from kl_flax.sums import check_floating, check_key_mask
 
 
 class SoftmaxAttention(nn.Module):

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from kl_flax.baselines.shared import check_length, check_option
+from kl_flax.checks import check_floating, check_key_mask
 from kl_flax.dropout import Dropout
 from kl_flax.errors import unknown_name
 from kl_flax.numerics import divide, einsum_float32
-from kl_flax.sums import check_floating, check_key_mask
 
 # What a mode is made of, joined by '+'.
 COMPONENTS = ('random', 'factorized_random', 'dense')

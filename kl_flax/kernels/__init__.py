@@ -13,8 +13,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 
+from kl_flax.checks import check_inputs
+from kl_flax.features import WITHOUT_FREQUENCIES, FeatureMap
 from kl_flax.numerics import cuda_capability
-from kl_flax.sums import WITHOUT_FREQUENCIES, FeatureMap, check_inputs, resolve_smoothing
+from kl_flax.sums import resolve_smoothing
 
 logger = logging.getLogger(__name__)
 

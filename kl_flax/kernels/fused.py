@@ -12,16 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from kl_flax.checks import check_inputs
+from kl_flax.features import SQUARED_NORM_FACTOR, FeatureMap
 from kl_flax.kernels import TILE, backward, forward, padded_head_dim
 from kl_flax.kernels.tiles import LOG2E, NEVER, Plan, num_tiles, whole_length
 from kl_flax.numerics import floored, pad_axis
-from kl_flax.sums import (
-  SQUARED_NORM_FACTOR,
-  FeatureMap,
-  check_inputs,
-  denominator_floor,
-  resolve_smoothing,
-)
+from kl_flax.sums import denominator_floor, resolve_smoothing
 
 # Blocks that fit on the device at once, by guess; only the balance of the work depends on it.
 _SLOTS = 132 * 3

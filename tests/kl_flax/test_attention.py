@@ -14,10 +14,11 @@ from twins import assert_equal_twins
 
 from kl_flax.attention import KernelAttention, kernel_attention
 from kl_flax.causal import causal_sums, decode_step, init_decoding
-from kl_flax.features import project
+from kl_flax.checks import check_inputs
+from kl_flax.features import FEATURE_MAPS, WITHOUT_FREQUENCIES, project
 from kl_flax.naive import naive_attention_weights, naive_kernel_attention
 from kl_flax.spectral import GaussianMixture
-from kl_flax.sums import FEATURE_MAPS, WITHOUT_FREQUENCIES, attention_sums, check_inputs
+from kl_flax.sums import attention_sums
 
 
 def make_inputs(seed, b=2, lq=5, lk=7, h=2, d=4, e=3, m=6, dtype=jnp.float32):

@@ -12,8 +12,8 @@ from twins import assert_equal_twins
 from kl_flax import causal
 from kl_flax.attention import KernelAttention, kernel_attention
 from kl_flax.causal import causal_sums, decode_step, init_decoding
+from kl_flax.features import FEATURE_MAPS, WITHOUT_FREQUENCIES
 from kl_flax.naive import naive_kernel_attention
-from kl_flax.sums import FEATURE_MAPS, WITHOUT_FREQUENCIES
 
 # Feature map, smoothing, batch and length of all that is compared in small: each row is compiled
 # once. Ratios of Fourier sums near zero have no digits to compare, hence 1.1.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kl_flax.baselines import softmax
 from kl_flax.baselines.softmax import SoftmaxAttention, softmax_weights
-from kl_flax.sums import check_key_mask
+from kl_flax.checks import check_key_mask
 
 
 def make_inputs(seed=0, b=2, lq=5, lk=7, h=2, d=4, e=4):
