@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 from kl_flax.causal import causal_sums
 from kl_flax.checks import check_arrays
 from kl_flax.features import FeatureMap
-from kl_flax.kernels import Implementation, choose
+from kl_flax.kernels import Implementation, runs_fused
 from kl_flax.numerics import divide
 from kl_flax.spectral import as_weighted
 from kl_flax.sums import attention_sums, denominator_floor, resolve_smoothing
@@ -103,7 +103,7 @@ def _attend(query, key, value, omega, *, implementation, features, causal, **opt
   """Return the output, and the denominators that it was divided by, if anybody looks at them."""
   arrays = (query, key, value, omega)
   options['smoothing'] = smoothing = resolve_smoothing(features, options['smoothing'])
-  if choose(implementation, *arrays, features=features, smoothing=smoothing, causal=causal):
+  if runs_fused(implementation, *arrays, features=features, smoothing=smoothing, causal=causal):
     from kl_flax.kernels.fused import fused_attention
 
     return fused_attention(*arrays, features=features, **options)

@@ -86,6 +86,7 @@ def train(
     NonFiniteLossError: when the loss is no longer finite; the last good checkpoint stays.
   """
   started = time.monotonic()
+  parallel.start()
   # All that the config tells comes before any data is prepared, which may take hours.
   fields, origin = _check(fields, model_dir, source, task_name, init_from, test_only)
   if not test_only and _is_finished(fields, model_dir):
@@ -172,7 +173,6 @@ def _check(
   """
   if test_only and not os.path.exists(os.path.join(model_dir, 'config.json')):
     raise ValueError(_NOTHING_TO_TEST.format(model_dir))
-  parallel.start()
   parallel.check_batch_size(fields['batch_size'])
   origin = Pretrained(init_from) if init_from else rundir.stored_origin(model_dir)
   fields = fields | {'pretrained': origin.label if origin else ''}

@@ -92,7 +92,7 @@ def kernel_info(
   return KernelInfo('xla', obstacle)
 
 
-def choose(implementation: str, *arrays: Any, **options: Any) -> bool:
+def runs_fused(implementation: str, *arrays: Any, **options: Any) -> bool:
   """Return whether to run the fused kernels; say once in a log line what 'auto' fell back to."""
   info = kernel_info(*arrays, implementation=implementation, **options)
   if implementation == 'auto' and info.implementation == 'xla':
