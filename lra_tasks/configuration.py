@@ -30,7 +30,7 @@ from kl_flax.tokenizers import Tokenizer
 from lra_tasks import lra_files, optimizer
 from lra_tasks.data import pipeline
 from lra_tasks.data.datasets import Builder
-from lra_tasks.experiments import LATER, REPETITION
+from lra_tasks.experiments import LATER_FIELDS, REPETITION
 from lra_tasks.tasks import TASKS, get_task
 
 # Predict labels, or tokens that are masked (pre-training, on the inputs of any task).
@@ -75,7 +75,7 @@ DEFAULTS: dict[str, Any] = {
   'learn_pos_emb': False,
   'tied_weights': False,
   # Ours.
-  **LATER,
+  **LATER_FIELDS,
   'dtype': 'auto',
   'resample_every': 100,
   'eval_samples': 1,  # Draws of the frequencies in the evaluation that ends a run.
@@ -449,7 +449,7 @@ def essential(part: Mapping[str, Any], besides: Iterable[str] = ()) -> dict[str,
     part: the fields or arguments.
     besides: further names that are left out.
   """
-  later = {name for name, default in LATER.items() if part.get(name, default) == default}
+  later = {name for name, default in LATER_FIELDS.items() if part.get(name, default) == default}
   rest = {name: value for name, value in part.items() if name not in later.union(besides)}
   if 'attention' in rest:
     defaults = get_row(rest['model_type']).options

@@ -5,15 +5,14 @@
 
 from typing import Any
 
+# What a run keeps, and whether it goes on from that: no part of what it learns.
+STORAGE = ('save_checkpoints', 'restore_checkpoints', 'checkpoint_freq', 'keep_accuracies')
 # Two runs that differ in these alone are repetitions of one experiment.
-REPETITION = (
-  'random_seed', 'trial', 'save_checkpoints', 'restore_checkpoints', 'checkpoint_freq',
-  'keep_accuracies',
-)  # fmt: skip
-# ... in these, trials of one experiment with different learning rates.
-OF_RATES = ('learning_rate', 'preset')
+REPETITION = ('random_seed', 'trial', *STORAGE)
+# ... and in these, trials of one experiment with different learning rates.
+RATE_SEARCH = ('learning_rate', 'preset')
 # Fields that earlier versions did not have: at these defaults, they tell no runs apart.
-LATER: dict[str, Any] = {
+LATER_FIELDS: dict[str, Any] = {
   'interaction': None,
   'objective': 'classify',
   'mask_rate': 0.15,

@@ -18,7 +18,7 @@ from lra_tasks import configuration, steps
 from lra_tasks.files import read_json
 
 # Arguments of a model that are not about its encoder's parameters.
-_FREE = (
+_NOT_OF_ENCODERS = (
   'activation', 'dropout_rate', 'dtype', 'hidden_dim', 'interaction', 'mask_zero', 'num_classes',
   'num_inputs', 'num_predictions', 'separator',
 )  # fmt: skip
@@ -73,7 +73,7 @@ class Pretrained:
         f'{model["max_length"]} there and {arguments["max_length"]} here: --config.max_length='
         f'{model["max_length"]} makes them equal'
       )
-    free = {*_FREE, *(() if by_position else ('max_length',))}
+    free = {*_NOT_OF_ENCODERS, *(() if by_position else ('max_length',))}
     if abs(model['vocab_size'] - arguments['vocab_size']) <= 1:  # One of the two may have the mask.
       free.add('vocab_size')
     there, here = (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lra_tasks import configuration, metrics
-from lra_tasks.experiments import OF_RATES
+from lra_tasks.experiments import RATE_SEARCH
 from lra_tasks.run_log import means
 from lra_tasks.tasks import get_task
 
@@ -76,7 +76,7 @@ def results(
     'peak_memory_bytes': max(memory) if memory else None,
     'device': _joined(description, 'device'),
     'config_id': description['config_id'],
-    'rates_id': configuration.config_id(config, OF_RATES),
+    'rates_id': configuration.config_id(config, RATE_SEARCH),
     'git_revision': _joined(description, 'git_revision'),
     'versions': description['versions'],
     'sessions': description['sessions'],

@@ -24,6 +24,7 @@ from kl_flax.tokenizers import Tokenizer, tokenizer_from_dict
 from kl_flax.wordpiece import WordPieceTokenizer
 from lra_tasks import configuration, parallel, tasks
 from lra_tasks.data import datasets
+from lra_tasks.experiments import STORAGE
 from lra_tasks.files import lock, write_json
 from lra_tasks.finished import read_description
 from lra_tasks.steps import count_parameters
@@ -35,10 +36,7 @@ _PACKAGES = (
 # What must be the same for a run to be continued.
 _IDENTITY = ('config', 'dataset', 'model')
 # ... but for fields that do not touch the parameters.
-_FREE = (
-  'preset', 'eval_samples', 'save_checkpoints', 'restore_checkpoints', 'checkpoint_freq',
-  'keep_accuracies',
-)  # fmt: skip
+_MAY_CHANGE = ('preset', 'eval_samples', *STORAGE)
 # As `git describe --always --dirty` writes them.
 _REVISION = r'[0-9a-f]{7,40}(-dirty)?'
 # What may change while a run goes on.
@@ -304,7 +302,7 @@ def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
   """Return what two runs must share to be one, as plain JSON."""
   identity = json.loads(json.dumps({name: description[name] for name in _IDENTITY}))
   return identity | {
-    name: configuration.essential(identity[name], _FREE) for name in ('config', 'model')
+    name: configuration.essential(identity[name], _MAY_CHANGE) for name in ('config', 'model')
   }
 
 
@@ -323,7 +321,9 @@ def stored_difference(
     fields = {**fields, 'dtype': stored['dtype']}
   fields = json.loads(json.dumps(fields))
   lines = configuration.difference(
-    configuration.essential(stored, _FREE), configuration.essential(fields, _FREE), 'config'
+    configuration.essential(stored, _MAY_CHANGE),
+    configuration.essential(fields, _MAY_CHANGE),
+    'config',
   )
   if task_name:
     name = description.get('task_name') or get_task(stored['task']).task_name

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from lra_tasks.experiments import LATER, REPETITION
+from lra_tasks.experiments import LATER_FIELDS, REPETITION
 from lra_tasks.finished import Run, read_description
 
 # More fields than these are no label.
@@ -50,7 +50,9 @@ def _flat_config(runs: Iterable[Run], left_out: Collection[str]) -> dict[str, st
     config = description.get('config')
     # Beside results.json, the config of another run may lie.
     if isinstance(config, Mapping) and description.get('config_id') == run.config_id:
-      rest = {name: value for name, value in (LATER | config).items() if name not in left_out}
+      rest = {
+        name: value for name, value in (LATER_FIELDS | config).items() if name not in left_out
+      }
       return dict(_flatten(rest))
   return None
 

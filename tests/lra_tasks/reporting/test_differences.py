@@ -6,7 +6,7 @@ import re
 import pytest
 from report_helpers import make_report, make_run, rows_of
 
-from lra_tasks.experiments import LATER, REPETITION
+from lra_tasks.experiments import LATER_FIELDS, REPETITION
 from lra_tasks.reporting import text
 
 CONFIG = {
@@ -87,11 +87,11 @@ def test_config_id_where_fields_do_not_tell(run_with):
 
 
 def test_fields_of_later_versions_have_their_defaults_before(run_with):
-  first, later = run_with(), run_with(**LATER, learning_rate=0.1)
+  first, later = run_with(), run_with(**LATER_FIELDS, learning_rate=0.1)
   assert presets(first, later) == ['tiny* learning_rate=0.01', 'tiny* learning_rate=0.1']
-  changed = run_with(**LATER | {'activation': 'tanh'})
+  changed = run_with(**LATER_FIELDS | {'activation': 'tanh'})
   assert presets(first, changed) == ['tiny* activation=relu', 'tiny* activation=tanh']
-  assert not {*LATER} & {*REPETITION}
+  assert not {*LATER_FIELDS} & {*REPETITION}
 
 
 def test_the_legend_explains_what_is_shown(run_with):
