@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import rich.console
 import rich.logging
@@ -43,6 +43,29 @@ def handle_signals(numbers: Iterable[int], handler: Callable[[int, Any], None]) 
   finally:
     for number, former in before.items():
       signal.signal(number, former)
+
+
+class Interrupted(KeyboardInterrupt):
+  """Ctrl-C, or another signal that asks to stop; `args` is its number."""
+
+
+def raise_interrupted(number: int, frame: Any) -> NoReturn:
+  """Handle a signal by unwinding.
+
+  Raises:
+    Interrupted: always.
+  """
+  del frame
+  raise Interrupted(number)
+
+
+def code_of_interrupt(error: KeyboardInterrupt) -> int:
+  """Return the exit code of a process that a signal unwound.
+
+  >>> code_of_interrupt(Interrupted(signal.SIGTERM)), code_of_interrupt(KeyboardInterrupt())
+  (143, 130)
+  """
+  return exit_code_of(error.args[0] if isinstance(error, Interrupted) else signal.SIGINT)
 
 
 def exit_code_of(number: int) -> int:
@@ -96,16 +119,17 @@ def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int]:
   """Decorate a command's `main`: what its user can mend is one line, not a traceback.
 
   The exit code is then 1 after a ValueError, an OSError or without matplotlib, which is optional,
-  and 130 after Ctrl-C; else it is what `main` returns, where None is 0.
+  and 130 after Ctrl-C (143 after a SIGTERM that unwound); else it is what `main` returns, where
+  None is 0.
   """
 
   @functools.wraps(main)
   def guarded(*arguments: Any, **options: Any) -> int:
     try:
       return main(*arguments, **options) or 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
       print('interrupted', file=sys.stderr)
-      return 130
+      return code_of_interrupt(error)
     except (ValueError, OSError, ImportError) as error:
       if isinstance(error, ImportError) and 'matplotlib' not in str(error):
         raise

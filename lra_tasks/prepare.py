@@ -24,7 +24,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from lra_tasks import configuration, tasks
-from lra_tasks.console import one_line_errors, set_up_logging
+from lra_tasks.console import code_of_interrupt, one_line_errors, set_up_logging
 from lra_tasks.data import datasets
 from lra_tasks.tasks import TASKS
 
@@ -81,7 +81,7 @@ def _open(flag_values: flags.FlagValues) -> tuple[datasets.Builder, dict[str, An
 
 @one_line_errors
 def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
-  """Prepare what the flags name; return the exit code: 0, 1 after an error, 130 if interrupted."""
+  """Prepare what the flags name; return 0, 1 after an error, 130 or 143 if stopped."""
   set_up_logging()
   if len(argv) > 1:
     raise ValueError(f'unknown arguments: {" ".join(argv[1:])}; --help tells more')
@@ -89,9 +89,9 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
     with datasets.interruptible():
       builder, fields = _open(flag_values)
       datasets.prepare(builder)
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as error:
     print('interrupted: nothing was prepared', file=sys.stderr)
-    return 130
+    return code_of_interrupt(error)
   print(describe(builder, fields))
   return 0
 

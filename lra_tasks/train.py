@@ -27,7 +27,7 @@ from ml_collections import config_flags
 from kl_flax.models import ignores_padding, make_model
 from kl_flax.tokenizers import Tokenizer
 from lra_tasks import configuration, optimizer, parallel, run_results, rundir, steps, tasks
-from lra_tasks.console import set_up_logging
+from lra_tasks.console import code_of_interrupt, set_up_logging
 from lra_tasks.data import datasets, pipeline
 from lra_tasks.data.parts import Parts, describe, plan
 from lra_tasks.files import write_json
@@ -385,9 +385,9 @@ def main(argv: list[str]) -> int:
       init_from=_INIT_FROM.value,
       test_only=_TEST_ONLY.value,
     )
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as error:
     print('interrupted: the same command goes on from the last checkpoint', file=sys.stderr)
-    return 130
+    return code_of_interrupt(error)
   except Exception as error:
     if jax.process_count() > 1:
       parallel.abandon(error)

@@ -30,7 +30,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from kl_flax.tokenizers import Tokenizer
 from lra_tasks import files
-from lra_tasks.console import handle_signals, show_progress
+from lra_tasks.console import handle_signals, raise_interrupted, show_progress
 from lra_tasks.data import records, sources
 
 logger = logging.getLogger(__name__)
@@ -339,11 +339,11 @@ def _delete_leftovers(builder: Builder) -> None:
 def interruptible(
   signals: Iterable[int] = (signal.SIGINT, signal.SIGTERM),
 ) -> contextlib.AbstractContextManager[None]:
-  """Let signals raise KeyboardInterrupt, so that nothing half-prepared stays.
+  """Let signals raise `Interrupted`, a KeyboardInterrupt, so that nothing half-prepared stays.
 
   By itself, SIGTERM ends a process as it stands, and SIGINT is ignored in a shell's background.
   """
-  return handle_signals(signals, signal.default_int_handler)
+  return handle_signals(signals, raise_interrupted)
 
 
 def _is_prepared(builder: Builder) -> bool:

@@ -209,8 +209,9 @@ def test_signals_unwind(number):
       time.sleep(10)
 
   before = signal.getsignal(number)
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(KeyboardInterrupt) as stopped:
     work()
+  assert console.code_of_interrupt(stopped.value) == 128 + number
   assert signal.getsignal(number) == before
 
 
