@@ -5,9 +5,9 @@ configs/wikitext.py with the same model; without it the encoder is trained from 
 vocabulary of the task's own. The development set is validation and test, as is usual with GLUE
 (`--config.data.validation=holdout` holds a tenth of the training examples out).
 
-  paper   Table 8 of the paper. It tries several learning rates and reports the best on the
-          development set: `lra_tasks.sweep --try=learning_rate=2e-3,5e-4,1e-4,2e-5,5e-6`; 1e-4
-          stands here
+  paper   Table 8 of the paper. It lists several learning rates, of which reports show the
+          best on the development set:
+          `lra_tasks.sweep --try=learning_rate=2e-3,5e-4,1e-4,2e-5,5e-6`; 1e-4 stands here
   tiny    the same code path in under a minute on two CPU cores, but for the largest sets
 """
 

@@ -11,9 +11,9 @@ Table 14 and Figure 6 are made of: `python -m lra_tasks.gradient_statistics`.
   tiny    the same code path on short sequences: under a minute on two CPU cores
 
 E.2 reads "the final embedding of the 0th position": here that of the CLS position, which stands
-before the 200 others. What E.2 leaves open has our defaults: four heads, frequencies drawn anew
-every 100 steps, computation in bfloat16 on GPUs, no warm-up. It names no dropout, for which the
-authors' code has 0.1 by default; here there is none.
+before the 200 others. E.2 leaves open: the heads, here four; how often frequencies are drawn anew,
+here every 100 steps; warm-up and dropout, here none (the authors' code has a dropout of 0.1 by
+default); the precision, here bfloat16 on GPUs.
 """
 
 from kl_flax.models import MODELS

@@ -318,7 +318,7 @@ def _attend(state, query, key, value, mask, omega, log_weight, *, features, smoo
   value = jnp.swapaxes(with_ones(value.astype(dtype)), 1, 2)
   visible = jnp.tri(query.shape[1], dtype=bool) & mask[:, None, None]
   weights = jnp.where(visible, weights + constant, 0).astype(dtype)
-  center = _center_before(state, value, mask) if dtype == jnp.bfloat16 else None
+  center = _center_before(state) if dtype == jnp.bfloat16 else None
   shifted = lambda sums: sums if center is None else sums - center * sums[..., -1:]
   out = einsum_float32('bhij,bhje->bhie', weights, shifted(value).astype(dtype))
   out += einsum_float32('bhin,bhne->bhie', phi_q.astype(dtype), shifted(state.sums).astype(dtype))
@@ -332,16 +332,14 @@ def _attend(state, query, key, value, mask, omega, log_weight, *, features, smoo
   return DecodingState(sums, total, shift), jnp.swapaxes(out, 1, 2)
 
 
-def _center_before(state, value, mask):
-  """Return what values have in common that every query of a chunk has seen: [b, h, 1, e + 1].
+def _center_before(state):
+  """Return the mean of the values before a chunk [b, h, 1, e + 1], 0 for their column of ones.
 
-  Their mean before the chunk, or the first value where there is none before; 0 for the ones. It
-  saves digits of bfloat16, see `kl_flax.sums`. Later values would change results by rounding.
+  It saves digits of bfloat16, see `kl_flax.sums`. Those of the chunk itself take no part: results
+  must not depend on later ones, not even in rounding.
   """
   total = state.total[:, :, None]
-  count = total[..., -1:]
-  first = jnp.where(mask[:, None, :1, None], value[:, :, :1], 0)
-  center = jnp.where(count > 0, total / jnp.maximum(count, 1), first)
+  center = total / jnp.maximum(total[..., -1:], 1)
   return jax.lax.stop_gradient(center.at[..., -1].set(0))
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import runpy
@@ -78,8 +79,9 @@ DEFAULTS: dict[str, Any] = {
   **LATER_FIELDS,
   'dtype': 'auto',
   'resample_every': 100,
-  'eval_samples': 1,  # Draws of the frequencies in the evaluation that ends a run.
-  'validation_samples': 1,  # In those on the way, which choose the checkpoint.
+  # Draws of the frequencies in the evaluation that ends a run; `validation_samples` are those of
+  # the evaluations on the way, which choose the checkpoint.
+  'eval_samples': 1,
   'keep_accuracies': (),
 }
 ENCODER_FIELDS = (
@@ -198,7 +200,10 @@ def resolve(
   elif model_kwargs:
     raise ValueError('model_kwargs is for LRA files; here options stand under attention')
   fields['attention'] = _attention_options(fields['model_type'], attention)
-  fields['keep_accuracies'] = tuple(fields['keep_accuracies'])
+  kept = fields['keep_accuracies']
+  if not isinstance(kept, (tuple, list)):
+    raise ValueError(f'keep_accuracies must be a tuple of percentages, got {kept!r}')
+  fields['keep_accuracies'] = tuple(kept)
   fields['data'] = dataclasses.asdict(data_options(task, data))
   of_lra = lra_file and set(changed).difference(REPETITION)
   if of_lra or preset_id not in (None, _preset_id(fields)):
@@ -206,12 +211,14 @@ def resolve(
   return dict(sorted(fields.items()))
 
 
-def load(config: str, changes: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
-  """Return the ConfigDict that '--config=FILE:ARGUMENT' names, changed as on a command line.
+def load(
+  config: str, changes: Mapping[str, Any] = types.MappingProxyType({})
+) -> ml_collections.ConfigDict:
+  """Return the config that '--config=FILE:ARGUMENT' names, changed as on a command line.
 
   Args:
     config: 'FILE:ARGUMENT' of one of our files.
-    changes: values, or their texts, by field; options have names such as
+    changes: values other than None, or their texts, by field; options have names such as
       'attention.num_frequencies'.
 
   Raises:
@@ -523,8 +530,18 @@ def _agree(name: str, first: Any, second: Any) -> Any:
 _RATES = ('dropout_rate', 'attention_dropout_rate', 'adam_b2')
 
 
+_NUMBERS = (
+  'learning_rate', 'decay_factor', 'weight_decay', 'grad_clip_norm', 'mask_rate', *_RATES
+)  # fmt: skip
+_TRUTH_VALUES = ('save_checkpoints', 'restore_checkpoints', 'learn_pos_emb', 'tied_weights')
+
+
 def _is_integer(value: Any) -> bool:
   return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_values(fields: Mapping[str, Any]) -> None:
@@ -532,9 +549,12 @@ def _check_values(fields: Mapping[str, Any]) -> None:
   for name in POSITIVE:
     if not _is_integer(fields[name]) or fields[name] < 1:
       raise ValueError(f'{name} must be an integer of at least 1, got {fields[name]!r}')
-  for name in ('learning_rate', 'decay_factor', 'weight_decay', 'grad_clip_norm', *_RATES):
-    if isinstance(fields[name], bool) or not isinstance(fields[name], (int, float)):
-      raise ValueError(f'{name} must be a number, got {fields[name]!r}')
+  for name in _NUMBERS:
+    if not _is_number(fields[name]):
+      raise ValueError(f'{name} must be a finite number, got {fields[name]!r}')
+  for name in _TRUTH_VALUES:
+    if not isinstance(fields[name], bool):
+      raise ValueError(f'{name} must be True or False, got {fields[name]!r}')
   for name in ('learning_rate', 'decay_factor'):
     if not fields[name] > 0:
       raise ValueError(f'{name} must be above 0, got {fields[name]!r}')
@@ -545,9 +565,10 @@ def _check_values(fields: Mapping[str, Any]) -> None:
   seed = fields['random_seed']
   if not _is_integer(seed) or not 0 <= seed < 2**32:
     raise ValueError(f'random_seed must be an integer in 0 .. 2**32 - 1, got {seed!r}')
-  if fields['num_eval_steps'] < -1 or fields['num_eval_steps'] == 0:
+  steps = fields['num_eval_steps']
+  if not _is_integer(steps) or steps < -1 or steps == 0:
     raise ValueError(
-      f'num_eval_steps must be at least 1, or -1 for all, got {fields["num_eval_steps"]}'
+      f'num_eval_steps must be an integer of at least 1, or -1 for all, got {steps!r}'
     )
   for name in _RATES:
     if not 0 <= fields[name] < 1:
@@ -567,10 +588,10 @@ def _check_values(fields: Mapping[str, Any]) -> None:
   if fields['activation'] not in ACTIVATIONS:
     raise ValueError(unknown_name('activation', str(fields['activation']), ACTIVATIONS))
   width = fields['hidden_dim']
-  if width is not None and (not isinstance(width, int) or width < 1):
+  if width is not None and (not _is_integer(width) or width < 1):
     raise ValueError(f'hidden_dim must be an integer of at least 1, or None, got {width!r}')
   for percent in fields['keep_accuracies']:
-    if not 0 < percent <= 100:
+    if not _is_number(percent) or not 0 < percent <= 100:
       raise ValueError(f'keep_accuracies are percentages above 0, up to 100; got {percent!r}')
   if fields['pooling_mode'] not in POOLINGS:
     raise ValueError(unknown_name('pooling_mode', str(fields['pooling_mode']), POOLINGS))

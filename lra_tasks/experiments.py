@@ -5,7 +5,8 @@
 
 from typing import Any
 
-# What a run keeps, and whether it goes on from that: no part of what it learns.
+# What a run keeps, and whether it goes on from that: no part of what it learns. (A run that keeps
+# no checkpoint has no best one to evaluate: its figure is that of the last step.)
 STORAGE = ('save_checkpoints', 'restore_checkpoints', 'checkpoint_freq', 'keep_accuracies')
 # Two runs that differ in these alone are repetitions of one experiment.
 REPETITION = ('random_seed', 'trial', *STORAGE)
@@ -20,4 +21,5 @@ LATER_FIELDS: dict[str, Any] = {
   'activation': 'relu',
   'adam_b2': 0.98,
   'pretrained': '',
+  'validation_samples': 1,
 }

@@ -77,7 +77,8 @@ class Run:
   learning_rate: float | None = None
   rates_id: str | None = None  # Equal for runs that differ in seed and learning rate alone.
   pretrained: str | None = None  # Task, model, config and seed of the run that it started from.
-  late_accuracies: tuple[float, ...] = ()  # The last on validation, of metrics.jsonl.
+  best_step: int | None = None  # Of the checkpoint that was evaluated; None is the last step.
+  late: tuple[tuple[int, float], ...] = ()  # Last steps and accuracies in metrics.jsonl.
 
   @property
   def score(self) -> float | None:
@@ -99,15 +100,22 @@ class Run:
     return self.judged_by or next(of_older_files, 'accuracy')
 
   @property
+  def late_accuracies(self) -> tuple[float, ...]:
+    """Accuracies on validation of the last evaluations."""
+    return tuple(value for _, value in self.late)
+
+  @property
   def has_fallen(self) -> bool:
     """Whether accuracy, if it chose the checkpoint that was evaluated, fell after that.
 
-    By more than 5 points and two standard errors of so many examples.
+    By more than 5 points and two standard errors of so many examples, on average over the last
+    evaluations.
     """
-    if self.metric != 'accuracy' or not self.late_accuracies:
+    after = [value for step, value in self.late if step > (self.best_step or self.steps)]
+    if self.metric != 'accuracy' or not after:
       return False
     best = self.accuracy if self.validation_accuracy is None else self.validation_accuracy
-    fall = best - sum(self.late_accuracies) / len(self.late_accuracies)
+    fall = best - sum(after) / len(after)
     return fall > max(_FALL, 2 * math.sqrt(best * (1 - best) / self.examples))
 
   @property
@@ -129,7 +137,7 @@ _CHECKS = {
 }
 
 
-_NOT_OF_RESULTS = ('path', 'modified', 'late_accuracies')
+_NOT_OF_RESULTS = ('path', 'modified', 'late')
 
 
 @functools.cache
@@ -243,13 +251,14 @@ def read_folder(folder: Path) -> Run | Unfinished | None:
     with _with_way_out():
       tested = parse_run(read_json(path) or {}, path, modified)
     if planned is None or tested.steps >= planned:  # Fewer: by --test_only.
-      return dataclasses.replace(tested, late_accuracies=_late_accuracies(folder))
+      return dataclasses.replace(tested, late=_late_evaluations(folder))
   elif description is None:
     return None
   records = read_records(folder / 'metrics.jsonl')
   return Unfinished(folder, records[-1].get('step') if records else None, planned, tested)
 
 
-def _late_accuracies(folder: Path) -> tuple[float, ...]:
-  values = [record.get('eval_accuracy') for record in read_records(folder / 'metrics.jsonl')]
-  return tuple(value for value in values if _is_number(value))[-_LATE:]
+def _late_evaluations(folder: Path) -> tuple[tuple[int, float], ...]:
+  records = read_records(folder / 'metrics.jsonl')
+  pairs = [(record.get('step'), record.get('eval_accuracy')) for record in records]
+  return tuple(pair for pair in pairs if all(map(_is_number, pair)))[-_LATE:]

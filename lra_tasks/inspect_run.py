@@ -92,13 +92,20 @@ def initial_params(description: Mapping[str, Any]) -> Any:
 
   Raises:
     FileNotFoundError: if it began with the encoder of a run that is no longer there.
+    ValueError: if another run is there.
   """
   model = make_classifier(**description['model'])
   # The optimiser has no part in the parameters.
   init = jax.jit(functools.partial(steps.init_state, model, optax.identity()))
   params = init(seed=np.uint32(description['config']['random_seed'])).params
   if origin := description.get('init_from'):
-    params = Pretrained(origin).start(params)
+    pretrained = Pretrained(origin)
+    if pretrained.label != description['config']['pretrained']:
+      raise ValueError(
+        f'the run began with {description["config"]["pretrained"]}, but in {origin} there is '
+        f'{pretrained.label} now'
+      )
+    params = pretrained.start(params)
   return params
 
 

@@ -114,7 +114,6 @@ def _metrics(
 
 
 def _joined(description: Mapping[str, Any], name: str) -> str | None:
-  """Return what the processes of a run had, separated by commas where it changed; None: unknown."""
+  """Return what the processes of a run had, separated by commas where it changed."""
   values = dict.fromkeys(session[name] for session in description['sessions'])
-  known = [str(value) for value in values if value is not None]
-  return ', '.join(known) or None
+  return ', '.join(str(v or 'unknown') for v in values) if values != {None: None} else None

@@ -249,9 +249,9 @@ def open_run(
         if write:
           kept = len(description['config'].get('keep_accuracies', ()))
           _check_writable(model_dir)
+          stack.enter_context(_hold(model_dir))
           if description['config'].get('save_checkpoints', True):
             _check_room(model_dir, state, _CHECKPOINTS_ON_DISK + kept)
-          stack.enter_context(_hold(model_dir))
           if isinstance(tokenizer, WordPieceTokenizer):
             tokenizer.save(model_dir)
           write_json(os.path.join(model_dir, 'config.json'), description)
@@ -361,13 +361,15 @@ def _check_writable(model_dir: str) -> None:
 def _check_room(model_dir: str, state: Any, checkpoints: int) -> None:
   needed = checkpoints * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   # Of a run that is continued, some are there, and older ones go as new ones come.
-  there = sum(path.stat().st_size for path in Path(model_dir).glob('checkpoints/**/*'))
+  steps = Path(model_dir).glob('checkpoints/[0-9]*')
+  files = (path for step in steps if step.name.isdigit() for path in step.rglob('*'))
+  there = sum(path.stat().st_size for path in files if path.is_file())
   free = shutil.disk_usage(model_dir).free
   if free < needed - there:
     raise OSError(
       f'--model_dir={model_dir} has {free / 2**20:.0f} MiB free; the checkpoints of this run need '
-      f'{(needed - there) / 2**20:.0f} MiB: make room, name a --model_dir elsewhere, or keep none '
-      'by --config.save_checkpoints=False'
+      f'{(needed - there) / 2**20:.0f} MiB: make room, or name a --model_dir elsewhere '
+      '(without any, by --config.save_checkpoints=False, the last step is evaluated, not the best)'
     )
 
 

@@ -122,8 +122,8 @@ def _by_task(name: str, flag_values: flags.FlagValues) -> dict[str, str]:
   """Return {task: value} of a flag that lists TASK=VALUE."""
   found = {}
   for value in flag_values[name].value:
-    task, equals, rest = value.partition('=')
-    if not equals or task not in flag_values.tasks:
+    task, _, rest = value.partition('=')
+    if not rest or task not in flag_values.tasks:
       raise ValueError(f'--{name} must be TASK=VALUE with one of --tasks, got {value!r}')
     found[task] = rest
   return found

@@ -23,6 +23,7 @@ from lra_tasks.console import exit_code_of, handle_signals
 from lra_tasks.files import is_taken, lock
 from lra_tasks.finished import DamagedRun, Run, Unfinished, read_description, read_folder
 from lra_tasks.sweep_jobs import Job
+from lra_tasks.tasks import get_task
 
 logger = logging.getLogger('lra_tasks.sweep')
 
@@ -91,7 +92,8 @@ def _place(run: Unfinished | None) -> str:
 
 def _check_same(job: Job, folder: pathlib.Path, description: Mapping[str, Any]) -> None:
   """Raise a ValueError unless the folder holds this job."""
-  lines = rundir.stored_difference(description, job.fields(), job.task_name)
+  data_set = job.task_name or get_task(job.task).task_name
+  lines = rundir.stored_difference(description, job.fields(), data_set)
   if lines:
     raise ValueError(
       f'{folder} holds another run; move it away, or name another directory:\n  '

@@ -31,12 +31,12 @@ _LEGEND = {
   'MCC': 'MCC: Matthews correlation.',
   'samples': 'samples: draws of the random features per example in the evaluation.',
   '± se': '± se: standard error, the largest of that over the seeds, that of so many examples (of '
-  'accuracies; of two models an upper bound, since they share them), and, where they chose the '
-  'checkpoint, that of the last five evaluations.',
+  'accuracies, also for F1; of correlations n^(-1/2); of two models an upper bound, since they '
+  'share them), and, where evaluations chose the checkpoint, that of the last five.',
   'answer': 'answer: yes or no where the difference is more than two standard errors, of three '
   'seeds or more.',
-  'one draw': 'one draw: accuracy with a single draw, that of the evaluations in training, which '
-  'may have chosen the checkpoint; ours % is the mean over new ones.',
+  'one draw': 'one draw: accuracy with a single draw, the first, which evaluations in training '
+  'have too; ours % is the mean over all.',
   'last 5 %': 'last 5 %: mean of the last five evaluations on validation.',
   'metric': 'metric: what the task is judged by; a point is a hundredth.',
   'best rate': 'best rate: of the learning rates that were run with most seeds, the best on '
@@ -50,11 +50,12 @@ _LEGEND = {
   'comparison.',
   '‡': '‡ the checkpoint was chosen on the split that is reported here (as in LRA, where a task '
   'has no validation split, and as is usual with GLUE): optimistic, most of all for models that '
-  'draw nothing, whose figure is the largest of many; others are evaluated with new draws.',
-  '↘': '↘ accuracy fell again after the checkpoint that is shown: the last five evaluations are '
-  'on average more than 5 points, and two standard errors of so many examples, below it.',
-  '○': '○ accuracy is that of always answering the commonest class, or less than two standard '
-  'errors above it: nothing was learnt.',
+  'draw nothing, whose figure is the largest of many; that of others is over more draws.',
+  '↘': '↘ accuracy fell after the checkpoint that is shown: those of the last five evaluations '
+  'that came later are on average more than 5 points, and two standard errors of so many '
+  'examples, below.',
+  '○': '○ no better than always answering the commonest class, or by less than two standard '
+  'errors.',
   '§': '§ published for the full task; our data or split is not the same, so no difference is '
   'given.',
   '¶': '¶ mean speed and largest memory over runs on different hardware, or of runs that shared '
@@ -330,8 +331,8 @@ def _glue_sheet(overview: glue.GlueOverview) -> Sheet:
   notes = [
     'Development sets: accuracy, F1 or Matthews correlation, in brackets the figure of the '
     'KL-Transformer paper, Tables 3 and 13, whose models were pre-trained on WikiText-103.',
-    'Seeds are those of fine-tuning; all start from one encoder. Of the learning rates that were '
-    'run with the first seed, the best on the development set (the paper says no more than that '
+    'Seeds are those of fine-tuning. Of the learning rates that were run with the first seed, '
+    'the best on the development set (the paper says no more than that '
     'several were tried): '
     + '; '.join(
       f'{rate:g} ' + ', '.join(f'{task} ({", ".join(dict.fromkeys(m))})' for task, m in by.items())
@@ -387,7 +388,7 @@ def _comparison_sheet(question: str, found: Sequence[Comparison]) -> Sheet:
   ]
   return Sheet(
     question,
-    'difference on the test split, seed by seed',
+    'difference on the reported split, seed by seed',
     tuple(Heading(header, left) for header, left in headers.items()),
     tuple(rows),
   )

@@ -217,7 +217,7 @@ def build_report(
     of_task = results.published_for(published, key[0], external)
     rows = (_run_row(group, of_task.get(group.runs[0].model, {})) for group in groups[key])
     ours = sorted(rows, key=_place)
-    # On GLUE the paper reports the best of several; elsewhere its figures are of the preset's own.
+    # On GLUE the paper tried several; elsewhere its figures are of the preset's own.
     ours, passed_over = _choose_rates(ours, keep_plain=key[0] not in PAPER_SHORT_TASKS)
     ours = _tell_apart(_mark_revisions(ours))
     rest = _other_rows(ours, of_task, which == 'all')
@@ -383,13 +383,14 @@ def _mark_revisions(rows: Sequence[Row]) -> list[Row]:
 
 
 def example_error(*runs: Run) -> float:
-  """Return the standard error, in points, that so many examples leave of a run's accuracy.
+  """Return the standard error, in points, that so many examples leave of a run's score.
 
-  Of two, that of their difference, as if both had been tested on examples of their own: an upper
-  bound, since they share them.
+  That of accuracies, which serves for F1, too; of correlations the largest that there can be,
+  n^(-1/2). Of two runs, that of their difference, as if both had been tested on examples of their
+  own: an upper bound, since they share them.
   """
-  variance = sum(run.accuracy * (1 - run.accuracy) / run.examples for run in runs)
-  return 100 * math.sqrt(variance)
+  spread = lambda run: 1.0 if run.metric == 'matthews' else run.accuracy * (1 - run.accuracy)
+  return 100 * math.sqrt(sum(spread(run) / run.examples for run in runs))
 
 
 def mean(values: Iterable[float | None]) -> float | None:

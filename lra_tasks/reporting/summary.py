@@ -193,8 +193,7 @@ def _compare(question: str, first: Row, second: Row, task: str) -> list[Comparis
   if not pairs or any(getattr(run, metric) is None for pair in pairs for run in pair):
     return []
   differences = [100 * (getattr(a, metric) - getattr(b, metric)) for a, b in pairs]
-  # Of F1 and correlations examples leave an error that accuracies do not tell.
-  of_examples = [example_error(a, b) for a, b in pairs] if metric == 'accuracy' else []
+  of_examples = [example_error(a, b) for a, b in pairs]
   seeds = tuple(sorted(a.seed for a, _ in pairs))
   return [
     Comparison(

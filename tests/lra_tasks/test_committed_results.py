@@ -8,6 +8,7 @@ import pytest
 from run_helpers import ROOT
 
 from lra_tasks import configuration
+from lra_tasks.experiments import RATE_SEARCH
 
 FOLDERS = ('lra_tasks/results', 'docs/short_trainings', 'docs/analysis')
 
@@ -52,3 +53,16 @@ def test_results_are_of_revisions_that_there_are(folder, name):
     # That of a run which several revisions made has all of them.
     for revision in {*(contents['git_revision'] or 'none').split(', '), *of_sessions}:
       assert is_a_revision(revision), f'{path}: there is no revision {revision}'
+
+
+@pytest.mark.parametrize('folder', FOLDERS)
+def test_results_have_the_ids_of_their_configs(folder):
+  """New seeds of a row stand in it, as long as fields that came later are in `LATER_FIELDS`."""
+  for path in sorted((ROOT / folder).rglob('config.json')):
+    found = json.loads(path.read_text())
+    assert configuration.config_id(found['config']) == found['config_id'], path
+    results = json.loads((path.parent / 'results.json').read_text())
+    assert results['config_id'] == found['config_id'], path
+    if results.get('rates_id'):
+      rates = configuration.config_id(found['config'], RATE_SEARCH)
+      assert results['rates_id'] == rates, path

@@ -1,5 +1,6 @@
 import functools
 import json
+import math
 import os
 import re
 import subprocess
@@ -646,10 +647,17 @@ def test_wrong_arguments_offer_the_nearest_name(argument, message):
     ({'pooling_mode': 'MAX'}, 'listops', "unknown pooling_mode 'MAX'"),
     ({'batch_size': 0}, 'listops', 'batch_size must be an integer of at least 1, got 0'),
     ({'batch_size': True}, 'listops', 'batch_size must be an integer of at least 1, got True'),
-    ({'dropout_rate': '0.1'}, 'listops', "dropout_rate must be a number, got '0.1'"),
+    ({'dropout_rate': '0.1'}, 'listops', "dropout_rate must be a finite number, got '0.1'"),
+    ({'learning_rate': math.inf}, 'listops', 'learning_rate must be a finite number, got inf'),
+    ({'mask_rate': '0.1'}, 'listops', "mask_rate must be a finite number, got '0.1'"),
+    ({'hidden_dim': True}, 'listops', 'hidden_dim must be an integer of at least 1, or None'),
+    ({'num_eval_steps': 2.5}, 'listops', 'num_eval_steps must be an integer .* got 2.5'),
+    ({'learn_pos_emb': 'no'}, 'listops', "learn_pos_emb must be True or False, got 'no'"),
+    ({'keep_accuracies': 'abc'}, 'listops', "keep_accuracies are percentages .* got 'a'"),
+    ({'keep_accuracies': (True,)}, 'listops', 'keep_accuracies are percentages .* got True'),
     ({'adam_b2': 1.0}, 'listops', r'adam_b2 must lie in \[0, 1\), got 1.0'),
     ({'num_train_steps': 1.5}, 'listops', 'num_train_steps must be an integer'),
-    ({'num_eval_steps': 0}, 'listops', 'num_eval_steps must be at least 1, or -1 for all, got 0'),
+    ({'num_eval_steps': 0}, 'listops', 'num_eval_steps must be an integer of at least 1, .* got 0'),
     ({'dropout_rate': 1.0}, 'listops', r'dropout_rate must lie in \[0, 1\)'),
     ({'qkv_dim': 500}, 'listops', 'must be a multiple of num_heads=8'),
     ({'dtype': 'int8'}, 'listops', 'dtype must be'),

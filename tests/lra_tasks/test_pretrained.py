@@ -186,3 +186,7 @@ def test_a_started_run_is_known_to_have_begun_with_that_encoder(pretrained, star
   given = before['params']['encoder']
   given['embedding']['table'] = given['embedding']['table'][:16]  # Without the mask.
   jax.tree.map(np.testing.assert_array_equal, given, found)
+  about = read(started, 'config.json')
+  about['config'] = about['config'] | {'pretrained': 'listops/masked/other/abc/seed0/step10'}
+  with pytest.raises(ValueError, match='began with listops/masked/other.*there is listops/masked'):
+    inspect_run.initial_params(about)

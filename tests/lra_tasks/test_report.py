@@ -248,8 +248,9 @@ majority: always answering the commonest class of the split.
 / base: parameters over those of the base Transformer.
 samples: draws of the random features per example in the evaluation.
 ± se: standard error, the largest of that over the seeds, that of so many
-  examples (of accuracies; of two models an upper bound, since they share them),
-  and, where they chose the checkpoint, that of the last five evaluations.
+  examples (of accuracies, also for F1; of correlations n^(-1/2); of two models
+  an upper bound, since they share them), and, where evaluations chose the
+  checkpoint, that of the last five.
 † more than 10 % larger than the base Transformer: outside LRA's rule for
   like-for-like comparison.
 ≈ not told apart from the published figure: within 1 point or two standard

@@ -39,7 +39,7 @@ def test_results_tell_draws_apart(tmp_path):
   )
   assert (at_best['validation_accuracy'], at_best['validation_score']) == (0.5, 0.25)
   assert at_best['judged_by'] == 'f1'
-  assert (found['device'], found['git_revision']) == ('x', 'a, b')
+  assert (found['device'], found['git_revision']) == ('x', 'a, unknown, b')
   assert found['accuracy_sd_of_draws'] == pytest.approx(np.sqrt(2.75 / 3) / 4)  # Of 1, 2, 3, 3.
   votes = VoteMetrics(0.5, 0.25, 0.1, float('inf'))
   found = run_results.results(about, sums | {'votes': votes}, [], eval_samples=4, **options)

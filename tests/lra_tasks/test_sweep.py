@@ -717,3 +717,7 @@ def test_runs_on_another_data_set_are_not_taken_for_finished(tmp_path):
   assert sweep_runs.outcome_of(own, [tmp_path]).state == 'stopped'
   with pytest.raises(ValueError, match="task_name: 'imdb_reviews' there, 'yelp_reviews' now"):
     sweep_runs.outcome_of(named, [tmp_path])
+  (folder / 'config.json').write_text(json.dumps(description | {'task_name': 'yelp_reviews'}))
+  assert sweep_runs.outcome_of(named, [tmp_path]).state == 'stopped'
+  with pytest.raises(ValueError, match="task_name: 'yelp_reviews' there, 'imdb_reviews' now"):
+    sweep_runs.outcome_of(own, [tmp_path])

@@ -247,8 +247,8 @@ def test_published_failure_external_and_unknown():
 def test_runs_know_their_last_evaluations(tmp_path):
   write_run(tmp_path)
   (run,) = results.load_results([tmp_path]).runs
-  assert run.late_accuracies == ()
+  assert run.late == ()
   lines = [f'{{"step": {step}, "eval_accuracy": 0.{step}}}\n' for step in range(1, 8)]
   (tmp_path / 'metrics.jsonl').write_text(''.join(lines) + '{"step": 8, "eval_loss": 1.0}\n{"st')
   (run,) = results.load_results([tmp_path]).runs
-  assert run.late_accuracies == (0.3, 0.4, 0.5, 0.6, 0.7)
+  assert run.late == ((3, 0.3), (4, 0.4), (5, 0.5), (6, 0.6), (7, 0.7))
