@@ -8,7 +8,7 @@ Table 14 and Figure 6 are made of: `python -m lra_tasks.gradient_statistics`.
   tuned   the same sizes, a learning rate that takes some thousand steps, frequencies drawn anew in
           every step; validation on 4,000 examples, the mean of ten draws. For a GPU: 7 to 9 s a
           step on two busy cores
-  small   32 positions and no dropout in four minutes on two CPU cores: both models learn it
+  small   32 positions, in four (gmm_prf) to ten minutes (gmm_rks) on two CPU cores
   tiny    the same code path on short sequences: under a minute on two CPU cores
 
 E.2 reads "the final embedding of the 0th position": here that of the CLS position, which stands

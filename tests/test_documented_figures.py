@@ -232,6 +232,16 @@ def test_gradients_on_sums():
   assert not made
 
 
+def test_sums_without_dropout():
+  values = []
+  for model in ('gmm_rks', 'gmm_prf'):
+    run, lines = results('docs/analysis/sparse_sum_small')['sparse_sum/0.9', model]
+    first = next(line['step'] for line in lines if line['eval_accuracy'] > 0.9)
+    values += [100 * run['accuracy'], first]
+  sentence = '`gmm_rks` # %, above 90 % first at step #, `gmm_prf` # % and step #:'
+  assert says('docs/analysis.md', sentence, values)
+
+
 def test_disagreement_of_draws():
   runs = [*runs_of('docs/analysis/sparse_sum'), *runs_of('lra_tasks/results')]
   rows = table('docs/analysis.md', 'How far draws of the frequencies disagree')
