@@ -40,7 +40,14 @@ from kl_flax.features import (
   plain_features,
 )
 from kl_flax.numerics import divide, einsum_float32, pad_axis, product_dtype
-from kl_flax.sums import denominator_floor, resolve_smoothing, smoothing_weight, with_ones
+from kl_flax.sums import (
+  common_part,
+  denominator_floor,
+  less,
+  resolve_smoothing,
+  smoothing_weight,
+  with_ones,
+)
 
 # Positions of a chunk, and of a block whose pairs are taken one by one: powers of two. Larger
 # chunks mean fewer steps and fewer states kept for gradients, smaller ones less work.
@@ -318,8 +325,10 @@ def _attend(state, query, key, value, mask, omega, log_weight, *, features, smoo
   value = jnp.swapaxes(with_ones(value.astype(dtype)), 1, 2)
   visible = jnp.tri(query.shape[1], dtype=bool) & mask[:, None, None]
   weights = jnp.where(visible, weights + constant, 0).astype(dtype)
-  center = _center_before(state) if dtype == jnp.bfloat16 else None
-  shifted = lambda sums: sums if center is None else sums - center * sums[..., -1:]
+  # What values have in common is taken from those before the chunk: results must not depend on
+  # later ones, not even in rounding.
+  center = common_part(state.total[:, :, None]) if dtype == jnp.bfloat16 else None
+  shifted = lambda sums: sums if center is None else less(sums, center)
   out = einsum_float32('bhij,bhje->bhie', weights, shifted(value).astype(dtype))
   out += einsum_float32('bhin,bhne->bhie', phi_q.astype(dtype), shifted(state.sums).astype(dtype))
   if smoothing:
@@ -330,17 +339,6 @@ def _attend(state, query, key, value, mask, omega, log_weight, *, features, smoo
   valid = jnp.where(mask[:, None, :, None], value, 0)
   total = state.total + jnp.sum(valid, axis=2, dtype=jnp.float32)
   return DecodingState(sums, total, shift), jnp.swapaxes(out, 1, 2)
-
-
-def _center_before(state):
-  """Return the mean of the values before a chunk [b, h, 1, e + 1], 0 for their column of ones.
-
-  It saves digits of bfloat16, see `kl_flax.sums`. Those of the chunk itself take no part: results
-  must not depend on later ones, not even in rounding.
-  """
-  total = state.total[:, :, None]
-  center = total / jnp.maximum(total[..., -1:], 1)
-  return jax.lax.stop_gradient(center.at[..., -1].set(0))
 
 
 def _weigh_plain_features(state, query, key, mask, omega, log_weight, *, features, smoothing):

@@ -57,29 +57,31 @@ def attention_sums(
     valid = value if mask is None else jnp.where(mask, value, 0)
     total = jnp.sum(valid, axis=1, keepdims=True, dtype=jnp.float32)
   if dtype == jnp.bfloat16:
-    center, state, total = _center(state, total)
+    center = common_part(total)
+    state, total = less(state, jnp.swapaxes(center, 1, 2)), less(total, center)
   sums = einsum_float32('blhm,bhme->blhe', phi_q.astype(dtype), state.astype(dtype))
   if smoothing:
     sums = sums + constant * total
-  numerator, denominator = sums[..., :-1], sums[..., -1:]
   if center is not None:
-    numerator += center * denominator
-  return numerator, denominator
+    sums += center * sums[..., -1:]
+  return sums[..., :-1], sums[..., -1:]
 
 
-def _center(state, total):
-  """Return a vector c [b, 1, h, e], and both sums of values v as sums of v − c.
+def common_part(total: Float[Array, '*b n']) -> Float[Array, '*b n']:
+  """Return the mean c of values with a column of ones, for that column 0, given their sum.
 
-  Weights add up to one, so that c comes back when it is added to the output. What all values have
-  in common would fill the digits that bfloat16 leaves to the sums; the query's gradient consists of
-  what is left of them, and would be off by a tenth where values or weights are much alike.
+  Weights add up to one: what is left of the sums, see `less`, leaves c out, which comes back as
+  c times the sums' last column. What all values have in common would fill the digits that bfloat16
+  leaves to the sums; the query's gradient consists of what is left of them, and would be off by a
+  tenth where values or weights are much alike. As c cancels, it has no gradient.
   """
-  count = jnp.maximum(total[..., -1:], 1)
-  center = jax.lax.stop_gradient(total[..., :-1] / count)
-  # The last column, of ones, keeps its sums.
-  columns = jnp.append(center, jnp.zeros_like(count), axis=-1)
-  shifted = lambda sums, c: sums - c * sums[..., -1:]
-  return center, shifted(state, jnp.swapaxes(columns, 1, 2)), shifted(total, columns)
+  mean = total / jnp.maximum(total[..., -1:], 1)
+  return jax.lax.stop_gradient(mean.at[..., -1].set(0))
+
+
+def less(sums: Float[Array, '... n'], center: Float[Array, '... n']) -> Float[Array, '... n']:
+  """Return weighted sums of values v with a column of ones as sums of v − center."""
+  return sums - center * sums[..., -1:]
 
 
 def resolve_smoothing(features: FeatureMap, smoothing: float | None) -> float:

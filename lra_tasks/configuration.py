@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -252,11 +251,15 @@ def parse_flags(argv: list[str]) -> list[str]:
   sys.exit(1)
 
 
+def _joined(argv: Iterable[str]) -> list[str]:
+  """Return a command line with `--config FILE` as one word."""
+  return re.sub(r'(?m)^--config\n', '--config=', '\n'.join(argv)).split('\n')
+
+
 def _missing_file(argv: Iterable[str]) -> str | None:
   """Return a message about a --config of a command line whose file does not exist."""
-  words = list(argv)[1:]
-  paths = [word.removeprefix('--config=') for word in words if word.startswith('--config=')]
-  paths += [path for word, path in itertools.pairwise(words) if word == '--config']
+  words = [word for word in _joined(argv) if word.startswith('--config=')]
+  paths = [word.removeprefix('--config=') for word in words]
   for path in (path.partition(':')[0] for path in paths):
     folder, name = os.path.split(path)
     if not os.path.isdir(folder or '.'):
@@ -285,8 +288,7 @@ def find_unknown_field(argv: Iterable[str]) -> str | None:
   >>> find_unknown_field(['--config=configs/listops.py:gmm_prf', '--config.batchsize=1'])[:68]
   "unknown config field 'batchsize' (did you mean 'batch_size'?); known"
   """
-  # The file may be a word of its own.
-  argv = re.sub(r'(?m)^--config\n', '--config=', '\n'.join(argv)).split('\n')
+  argv = _joined(argv)
   files = [a for a in argv if a.startswith('--config=')]
   match = re.search(r'(\w+)\.py(?::(\w+))?', files[0]) if files else None
   task, model = match.groups() if match else (None, None)
@@ -528,8 +530,6 @@ def _agree(name: str, first: Any, second: Any) -> Any:
 
 # In [0, 1).
 _RATES = ('dropout_rate', 'attention_dropout_rate', 'adam_b2')
-
-
 _NUMBERS = (
   'learning_rate', 'decay_factor', 'weight_decay', 'grad_clip_norm', 'mask_rate', *_RATES
 )  # fmt: skip

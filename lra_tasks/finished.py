@@ -251,14 +251,16 @@ def read_folder(folder: Path) -> Run | Unfinished | None:
     with _with_way_out():
       tested = parse_run(read_json(path) or {}, path, modified)
     if planned is None or tested.steps >= planned:  # Fewer: by --test_only.
-      return dataclasses.replace(tested, late=_late_evaluations(folder))
+      return tested
   elif description is None:
     return None
   records = read_records(folder / 'metrics.jsonl')
   return Unfinished(folder, records[-1].get('step') if records else None, planned, tested)
 
 
-def _late_evaluations(folder: Path) -> tuple[tuple[int, float], ...]:
-  records = read_records(folder / 'metrics.jsonl')
+def with_late_evaluations(run: Run) -> Run:
+  """Return the run with its last evaluations: apart, as sweeps look at runs again and again."""
+  records = read_records(run.path.parent / 'metrics.jsonl')
   pairs = [(record.get('step'), record.get('eval_accuracy')) for record in records]
-  return tuple(pair for pair in pairs if all(map(_is_number, pair)))[-_LATE:]
+  late = tuple(pair for pair in pairs if all(map(_is_number, pair)))[-_LATE:]
+  return dataclasses.replace(run, late=late)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lra_tasks.finished import Damaged, Run, Unfinished, read_folder
+from lra_tasks.finished import Damaged, Run, Unfinished, read_folder, with_late_evaluations
 
 # Where a source's scores are shown.
 SOURCES = {
@@ -70,7 +70,8 @@ def load_results(directories: Iterable[str | os.PathLike[str]]) -> Results:
 def _read(folder: Path, top: Path) -> Run | Unfinished | Damaged | None:
   """Return the run that lies in `folder`, if one does; damage is an error in `top` alone."""
   try:
-    return read_folder(folder)
+    found = read_folder(folder)
+    return with_late_evaluations(found) if isinstance(found, Run) else found
   except (OSError, ValueError) as error:
     if folder == top:  # It was named: a report without it is not what was asked for.
       raise

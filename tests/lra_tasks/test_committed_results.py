@@ -58,8 +58,7 @@ def test_results_are_of_revisions_that_there_are(folder, name):
 @pytest.mark.parametrize('folder', FOLDERS)
 def test_results_have_the_ids_of_their_configs(folder):
   """New seeds of a row stand in it, as long as fields that came later are in `LATER_FIELDS`."""
-  for path in sorted((ROOT / folder).rglob('config.json')):
-    found = json.loads(path.read_text())
+  for path, found in descriptions(folder, 'config.json').items():
     assert configuration.config_id(found['config']) == found['config_id'], path
     results = json.loads((path.parent / 'results.json').read_text())
     assert results['config_id'] == found['config_id'], path
