@@ -213,6 +213,13 @@ def test_sums_over_relevant_positions():
     assert shows(' '.join(row[2:]), values), row
   majority = [100 * run['majority_class']]
   assert says('docs/analysis.md', 'The commonest class has # %.', majority)
+  values = []
+  for model in ('gmm_rks', 'gmm_prf'):
+    run, lines = found['sparse_sum/0.9', model]
+    above = next(line['step'] for line in lines if line['eval_accuracy'] > 0.6)
+    values += [above, 100 * run['accuracy']]
+  sentence = '`gmm_rks` passes 60 % at step # and ends at # %, `gmm_prf` at # and at # %'
+  assert says('README.md', sentence, values)
 
 
 def test_gradients_on_sums():
