@@ -194,15 +194,19 @@ class Progress:
   def update(self, step: int, **values: float) -> None:
     """Show the step and its values."""
     now = time.monotonic()
-    rate = (step - self._origin[0]) / max(now - self._origin[1], 1e-9)
     self._shown = (step, now)
-    text = '  '.join(f'{name} {value:.4f}' for name, value in values.items())
-    text = f'{text}  {rate:.2f} steps/s'
+    cells = [f'{name} {value:.4f}' for name, value in values.items()]
+    origin, since = self._origin
+    if step > origin:  # Else nothing was measured yet.
+      rate = (step - origin) / max(now - since, 1e-9)
+      cells.append(f'{rate:.2f} steps/s')
+      if self._bar.disable:  # The bar tells it itself.
+        cells.append(f'{(self._total - step) / rate:.0f} s left')
+    text = '  '.join(cells)
     if not self._bar.disable:
       self._bar.update(self._task, completed=step, description=text)
     elif self._show:
-      left = (self._total - step) / max(rate, 1e-9)
-      logger.info('step %d/%d  %s  %.0f s left', step, self._total, text, left)
+      logger.info('step %d/%d  %s', step, self._total, text)
 
 
 @contextlib.contextmanager

@@ -76,8 +76,10 @@ def test_progress_logs_lines_where_there_is_no_terminal(caplog):
   with caplog.at_level(logging.INFO, 'lra_tasks'), Progress(100, log_seconds=0) as progress:
     progress.restart_clock(1)
     assert progress.due()
+    progress.update(1, loss=2.5)  # No step was timed yet.
     progress.update(40, loss=1.25)
-  (message,) = caplog.messages
+  first, message = caplog.messages
+  assert first == 'step 1/100  loss 2.5000'
   assert message.startswith('step 40/100  loss 1.2500')
   assert 'steps/s' in message
   assert message.endswith('s left')
