@@ -32,7 +32,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from kl_flax.models import get_row
-from lra_tasks import configuration, parallel, tasks
+from lra_tasks import command_line, configuration, parallel, tasks
 from lra_tasks.console import (
   define_integers,
   one_line_errors,
@@ -240,7 +240,7 @@ def _config_of(model: str, first: ml_collections.ConfigDict, flag: Any) -> Any:
   if not argument:  # One of LRA's files, or none.
     return ml_collections.ConfigDict(first.to_dict() | {'model_type': model, 'model_kwargs': {}})
   preset = argument.partition(',')[2] or first.preset
-  config = configuration.load(f'{path}:{",".join(filter(None, (model, preset)))}')
+  config = command_line.load(f'{path}:{",".join(filter(None, (model, preset)))}')
   with config.unlocked():
     for field, value in config_flags.get_override_values(flag).items():
       option = field.partition('attention.')[2]
@@ -335,7 +335,7 @@ def _case_to_dict(case: Case) -> Mapping[str, Any]:
 def run() -> None:
   """Run the command."""
   define_flags()
-  app.run(main, flags_parser=configuration.parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)
 
 
 if __name__ == '__main__':

@@ -12,32 +12,23 @@ import hashlib
 import json
 import math
 import os
-import re
-import runpy
-import sys
-import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
 from kl_flax.errors import unknown_name
 from kl_flax.heads import ACTIVATIONS, INTERACTIONS, POOLINGS
-from kl_flax.models import MODELS, get_row
+from kl_flax.models import get_row
 from kl_flax.tokenizers import Tokenizer
 from lra_tasks import lra_files, optimizer
 from lra_tasks.data import pipeline
 from lra_tasks.data.datasets import Builder
 from lra_tasks.experiments import LATER_FIELDS, REPETITION
-from lra_tasks.tasks import TASKS, get_task
+from lra_tasks.tasks import get_task
 
 # Predict labels, or tokens that are masked (pre-training, on the inputs of any task).
 OBJECTIVES = ('classify', 'masked')
-
-# What a wrong command line raises where it is parsed.
-_WRONG = (flags.Error, AttributeError, ImportError, KeyError, TypeError, ValueError)
 
 # LRA's names; where its files leave one out, its code takes these values.
 DEFAULTS: dict[str, Any] = {
@@ -126,7 +117,7 @@ def new_config(
   Raises:
     ValueError: for an option that the model does not have.
   """
-  own, attention = _own_options(model_type), dict(attention or {})
+  own, attention = own_options(model_type), dict(attention or {})
   if 'num_frequencies' not in own:
     attention.pop('num_frequencies', None)
   for name in attention.keys() - own.keys():
@@ -138,7 +129,7 @@ def new_config(
     if config[name] is None:
       config[name] = ml_collections.config_dict.placeholder(kind)
   config.attention = own | attention
-  config.data = _data_defaults(task) | dict(data or {})
+  config.data = data_defaults(task) | dict(data or {})
   config.preset_id = _preset_id(resolve(config))
   return config
 
@@ -208,113 +199,6 @@ def resolve(
   if of_lra or preset_id not in (None, _preset_id(fields)):
     fields['preset'] += '*'  # Figures under a preset's name must be the preset's.
   return dict(sorted(fields.items()))
-
-
-def load(
-  config: str, changes: Mapping[str, Any] = types.MappingProxyType({})
-) -> ml_collections.ConfigDict:
-  """Return the config that '--config=FILE:ARGUMENT' names, changed as on a command line.
-
-  Args:
-    config: 'FILE:ARGUMENT' of one of our files.
-    changes: values other than None, or their texts, by field; options have names such as
-      'attention.num_frequencies'.
-
-  Raises:
-    ValueError: for an unknown model, preset or field, or a text that is no value of its field.
-  """
-  path, _, argument = config.partition(':')
-  loaded = runpy.run_path(path)['get_config'](argument)
-  words = [f'--config.{name}={value}' for name, value in changes.items()]
-  values = flags.FlagValues()
-  try:
-    config_flags.DEFINE_config_dict('config', loaded, flag_values=values, sys_argv=['', *words])
-    values(['', *words])
-  except _WRONG as error:
-    raise ValueError(
-      find_unknown_field([f'--config={config}', *words]) or _reason(error)
-    ) from error
-  return values.config
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-  """Parse a command line; a wrong flag, model, preset or field is one line, not a traceback."""
-  problem = _missing_file(argv)
-  if not problem:
-    try:
-      return flags.FLAGS(argv)
-    except SyntaxError as error:
-      problem = f'{error.filename}, line {error.lineno}: {error.msg}'
-    except _WRONG as error:
-      problem = find_unknown_field(argv) or _reason(error)
-  print(f'error: {problem}', file=sys.stderr)
-  sys.exit(1)
-
-
-def _joined(argv: Iterable[str]) -> list[str]:
-  """Return a command line with `--config FILE` as one word."""
-  return re.sub(r'(?m)^--config\n', '--config=', '\n'.join(argv)).split('\n')
-
-
-def _missing_file(argv: Iterable[str]) -> str | None:
-  """Return a message about a --config of a command line whose file does not exist."""
-  words = [word for word in _joined(argv) if word.startswith('--config=')]
-  paths = [word.removeprefix('--config=') for word in words]
-  for path in (path.partition(':')[0] for path in paths):
-    folder, name = os.path.split(path)
-    if not os.path.isdir(folder or '.'):
-      return f'--config: {path} does not exist, seen from {os.getcwd()}'
-    if not os.path.exists(path):
-      known = [other for other in os.listdir(folder or '.') if other.endswith('.py')]
-      return unknown_name(f'file of {folder or "."}', name, known)
-  return None
-
-
-def _reason(error: Exception) -> str:
-  """Return what went wrong, of messages that hold a whole traceback its last line."""
-  lines = str(error.args[0] if error.args else error).strip().splitlines() or [repr(error)]
-  reason = re.sub(r'^[\w.]*Error: ', '', lines[-1])
-  name = reason.strip('\'"')
-  if name in DEFAULTS or name in NESTED:  # LRA's files leave fields out.
-    value = 'ml_collections.ConfigDict()' if name in NESTED else repr(DEFAULTS[name])
-    return f'the config has no field {name}, add it to its file: config.{name} = {value}'
-  unknown = isinstance(error, flags.UnrecognizedFlagError)
-  return f'{reason} (--help lists all flags)' if unknown else reason
-
-
-def find_unknown_field(argv: Iterable[str]) -> str | None:
-  """Return a message about the first `--config.FIELD=...` of a command line that does not exist.
-
-  >>> find_unknown_field(['--config=configs/listops.py:gmm_prf', '--config.batchsize=1'])[:68]
-  "unknown config field 'batchsize' (did you mean 'batch_size'?); known"
-  """
-  argv = _joined(argv)
-  files = [a for a in argv if a.startswith('--config=')]
-  match = re.search(r'(\w+)\.py(?::(\w+))?', files[0]) if files else None
-  task, model = match.groups() if match else (None, None)
-  for argument in argv:
-    if not argument.startswith('--config.'):
-      continue
-    name, _, option = argument.partition('=')[0].removeprefix('--config.').partition('.')
-    if name not in DEFAULTS and name not in NESTED:
-      return unknown_name('config field', name, [*DEFAULTS, *NESTED])
-    if option and name in DEFAULTS:
-      return f'config field {name!r} is one value: there is no {name}.{option}'
-    kind, known = _known_options(name, task, model)
-    if option and known is not None and option not in known:
-      return unknown_name(kind, option, known)
-  return None
-
-
-def _known_options(name: str, task: str | None, model: str | None) -> tuple[str, list[str] | None]:
-  """Return a description and the names of the options under a field; None where unknown."""
-  if name == 'attention' and model in MODELS:
-    return f'attention option of {model}', list(_own_options(model))
-  if name == 'data' and task in TASKS:
-    return f'data option of {task}', list(_data_defaults(task))
-  if name == 'data':  # A file that is not named after its task.
-    return 'data option', sorted({option for task in TASKS for option in _data_defaults(task)})
-  return '', None
 
 
 def model_arguments(
@@ -416,7 +300,7 @@ def data_options(task: str, values: Mapping[str, Any]) -> Any:
   Raises:
     ValueError: for an unknown option.
   """
-  known = _data_defaults(task)
+  known = data_defaults(task)
   for name in values:
     if name not in known:
       raise ValueError(unknown_name(f'data option of {task}', name, known))
@@ -499,8 +383,8 @@ def difference(old: Any, new: Any, prefix: str = '') -> list[str]:
   return lines
 
 
-def _own_options(model_type: str) -> dict[str, Any]:
-  """Options of the mechanism that stand under `attention`."""
+def own_options(model_type: str) -> dict[str, Any]:
+  """Return the options of a mechanism that stand under `attention`, with their defaults."""
   return {k: v for k, v in get_row(model_type).options.items() if k not in _RUN_OPTIONS}
 
 
@@ -510,12 +394,13 @@ def _all_options(fields: Mapping[str, Any]) -> dict[str, Any]:
   return fields['attention'] | {name: fields[name] for name in _RUN_OPTIONS if name in options}
 
 
-def _data_defaults(task: str) -> dict[str, Any]:
+def data_defaults(task: str) -> dict[str, Any]:
+  """Return the data options of a task with their defaults."""
   return {f.name: f.default for f in dataclasses.fields(get_task(task).data_options)}
 
 
 def _attention_options(model_type: str, given: Mapping[str, Any]) -> dict[str, Any]:
-  known = _own_options(model_type)
+  known = own_options(model_type)
   for name in given:
     if name not in known:
       raise ValueError(unknown_name(f'attention option of {model_type}', name, known))

@@ -105,14 +105,19 @@ def set_up_logging() -> None:
 def parse_flags(argv: list[str]) -> list[str]:
   """Parse a command line, for `app.run`; a wrong flag is one line, not a page of all flags.
 
-  Commands with a --config have `lra_tasks.configuration.parse_flags`.
+  Commands with a --config have `lra_tasks.command_line.parse_flags`.
   """
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    unknown = isinstance(error, flags.UnrecognizedFlagError)
-    print(f'error: {error}{" (--help lists all flags)" * unknown}', file=sys.stderr)
+    print(f'error: {with_help(str(error), error)}', file=sys.stderr)
     sys.exit(1)
+
+
+def with_help(message: str, error: Exception) -> str:
+  """Return a message about a wrong command line; for an unknown flag, with where to find it."""
+  unknown = isinstance(error, flags.UnrecognizedFlagError)
+  return f'{message} (--help lists all flags)' if unknown else message
 
 
 def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int]:

@@ -23,7 +23,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from lra_tasks import configuration, tasks
+from lra_tasks import command_line, configuration, tasks
 from lra_tasks.console import code_of_interrupt, one_line_errors, set_up_logging
 from lra_tasks.data import datasets
 from lra_tasks.tasks import TASKS
@@ -101,7 +101,7 @@ def run() -> None:
   define_flags()
   # JAX watches garbage collection, where interrupts are lost: keep it short.
   gc.freeze()
-  app.run(main, flags_parser=configuration.parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)
 
 
 if __name__ == '__main__':

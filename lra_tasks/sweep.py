@@ -34,7 +34,7 @@ from collections.abc import Mapping, Sequence
 
 from absl import app, flags
 
-from lra_tasks import configuration, tasks
+from lra_tasks import command_line, tasks
 from lra_tasks.console import define_integers, one_line_errors, set_up_logging
 from lra_tasks.paper import PAPER_MODELS
 from lra_tasks.sweep_jobs import Job, make_jobs
@@ -194,7 +194,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
 def run() -> None:
   """Run the command."""
   define_flags()
-  app.run(main, flags_parser=configuration.parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kl_flax.models import get_row
-from lra_tasks import configuration
+from lra_tasks import command_line, configuration
 from lra_tasks.pretrained import Pretrained
 from lra_tasks.tasks import get_task
 
@@ -64,7 +64,7 @@ class Job(NamedTuple):
 
 @functools.cache  # Sweeps ask for it each time that they look at a run.
 def _fields(job: Job) -> dict[str, Any]:
-  config = configuration.load(job.config, dict(job.changes) | {'random_seed': str(job.seed)})
+  config = command_line.load(job.config, dict(job.changes) | {'random_seed': str(job.seed)})
   fields = configuration.resolve(config)
   return fields | ({'pretrained': Pretrained(job.init_from).label} if job.init_from else {})
 
@@ -170,7 +170,7 @@ def _preset(task: str, models: Sequence[str], preset: str | None, configs: str) 
   for model in models:
     config = _config(task, model, preset, configs)
     try:
-      found.setdefault(configuration.load(config).preset, []).append(model)
+      found.setdefault(command_line.load(config).preset, []).append(model)
     except ValueError as error:
       raise ValueError(f'{task}: {error}') from error
   return next(iter(found)) if len(found) == 1 else _preset(task, models, _COMMON, configs)

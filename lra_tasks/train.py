@@ -26,7 +26,16 @@ from ml_collections import config_flags
 
 from kl_flax.models import ignores_padding, make_model
 from kl_flax.tokenizers import Tokenizer
-from lra_tasks import configuration, optimizer, parallel, run_results, rundir, steps, tasks
+from lra_tasks import (
+  command_line,
+  configuration,
+  optimizer,
+  parallel,
+  run_results,
+  rundir,
+  steps,
+  tasks,
+)
 from lra_tasks.console import code_of_interrupt, set_up_logging
 from lra_tasks.data import datasets, pipeline
 from lra_tasks.data.parts import Parts, describe, plan
@@ -399,4 +408,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=configuration.parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)

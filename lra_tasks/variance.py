@@ -35,7 +35,7 @@ from absl import app, flags
 
 from kl_flax.checkpoints import has_checkpoint
 from kl_flax.models import get_row
-from lra_tasks import configuration, tasks
+from lra_tasks import command_line, tasks
 from lra_tasks.console import one_line_errors, set_up_logging, table_lines
 from lra_tasks.files import write_json
 from lra_tasks.finished import Run, read_description, read_folder
@@ -242,7 +242,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> No
 def run() -> None:
   """Run the command."""
   define_flags()
-  app.run(main, flags_parser=configuration.parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)
 
 
 if __name__ == '__main__':

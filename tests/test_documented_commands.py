@@ -14,7 +14,7 @@ import pytest
 from absl import flags
 
 from kl_flax.models import get_row
-from lra_tasks import configuration
+from lra_tasks import command_line, configuration
 from lra_tasks.paper import PAPER_MODELS
 from lra_tasks.sweep_jobs import Job, make_jobs
 from lra_tasks.tasks import TASKS, get_task
@@ -173,7 +173,7 @@ def check(module, words, alone=False):
     tasks.append(load(config, tuple(changes.items()))['task'])
     for model in models:  # As the benchmark names them.
       load(re.sub(r':\w+', f':{model}', config))
-  problem = configuration.find_unknown_field(f'--config.{field}=' for field in changes)
+  problem = command_line.find_unknown_field(f'--config.{field}=' for field in changes)
   require(problem is None, problem)
   for name in listed('task_name'):
     check_data_set(name, tasks)

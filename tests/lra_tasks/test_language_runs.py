@@ -8,7 +8,7 @@ from run_helpers import run_here
 
 from kl_flax import Predictor
 from kl_flax.tokenizers import WordPieceTokenizer
-from lra_tasks import configuration, tasks
+from lra_tasks import command_line, tasks
 from lra_tasks.configuration import resolve
 from lra_tasks.run_log import read_records
 
@@ -87,7 +87,7 @@ def test_masked_words_are_learned_from_those_around_them(shared, tmp_path):
   sizes = {'emb_dim': 64, 'qkv_dim': 64, 'mlp_dim': 128, 'num_heads': 4, 'num_layers': 2}
   steps = {'num_train_steps': 500, 'eval_frequency': 500, 'checkpoint_freq': 500, 'warmup': 50}
   options = sizes | steps | {'batch_size': 16, 'learning_rate': 2e-3, 'dropout_rate': 0.0}
-  data = resolve(configuration.load('configs/wikitext.py:transformer,tiny'))['data']
+  data = resolve(command_line.load('configs/wikitext.py:transformer,tiny'))['data']
   options |= {'max_length': 31, 'data': data | {'max_length': 32}}
   source = tmp_path / 'text.txt'
   found = run(shared, tmp_path / 'run', source, 'wikitext', 'transformer,tiny', **options)
@@ -165,13 +165,13 @@ def test_a_vocabulary_must_be_that_of_the_data(shared, source, pretrained, tmp_p
 )
 def test_impossible_arguments(file, argument, message):
   with pytest.raises(ValueError, match=message):
-    configuration.load(f'configs/{file}.py:{argument}')
+    command_line.load(f'configs/{file}.py:{argument}')
 
 
 def test_settings_of_the_paper():
   """Table 8; the schedules are those of section C.4."""
-  pre = resolve(configuration.load('configs/wikitext.py:gmm_prf'))
-  fine = resolve(configuration.load('configs/glue.py:gmm_prf,sst2'))
+  pre = resolve(command_line.load('configs/wikitext.py:gmm_prf'))
+  fine = resolve(command_line.load('configs/glue.py:gmm_prf,sst2'))
   for fields in (pre, fine):
     sizes = ('num_layers', 'num_heads', 'emb_dim', 'qkv_dim', 'mlp_dim', 'batch_size')
     assert [fields[name] for name in sizes] == [3, 10, 300, 640, 512, 64]
@@ -183,5 +183,5 @@ def test_settings_of_the_paper():
   assert fine['num_train_steps'] == 10 * (67_349 // 64)
   assert fine['warmup'] == fine['num_train_steps'] // 10
   with pytest.raises(ValueError, match="wikitext has no labels: set objective='masked'"):
-    resolve(configuration.load('configs/wikitext.py:gmm_prf', {'objective': 'classify'}))
+    resolve(command_line.load('configs/wikitext.py:gmm_prf', {'objective': 'classify'}))
   assert tasks.get_task('mrpc').metrics == ('accuracy', 'f1')

@@ -10,7 +10,7 @@ from absl import flags
 from breadth import slow_but
 from run_helpers import ROOT, environment, finish, start, wait_for
 
-from lra_tasks import configuration, prepare
+from lra_tasks import command_line, configuration, prepare
 from lra_tasks.data import datasets, listops, text
 
 COMMAND = [sys.executable, '-m', 'lra_tasks.prepare']
@@ -73,7 +73,7 @@ def test_of_a_config_it_says_what_that_reads(tmp_path):
   )
 
   def use(**changes):
-    fields = configuration.resolve(configuration.load(config, size | changes))
+    fields = configuration.resolve(command_line.load(config, size | changes))
     builder = configuration.open_data(fields, task_name=None, **place)
     datasets.prepare(builder)
     return uses(prepare.describe(builder, fields))

@@ -11,7 +11,7 @@ from run_helpers import run_here
 
 from kl_flax import Predictor, checkpoints
 from kl_flax.models import make_classifier, make_model
-from lra_tasks import configuration, inspect_run
+from lra_tasks import command_line, configuration, inspect_run
 from lra_tasks.pretrained import Pretrained
 
 SMALL = {'emb_dim': 16, 'mlp_dim': 16, 'num_train_steps': 10, 'eval_frequency': 10}
@@ -164,7 +164,7 @@ def test_mechanisms_that_depend_on_the_largest_length(pretrained, tmp_path):
 def test_masked_models_have_a_cls_position_where_the_classifier_has_one():
   for pooling, use_cls in (('CLS', True), ('MEAN', False)):
     changes = {'objective': 'masked', 'pooling_mode': pooling}
-    fields = configuration.resolve(configuration.load('configs/listops.py:prf,tiny', changes))
+    fields = configuration.resolve(command_line.load('configs/listops.py:prf,tiny', changes))
     fields |= {'dtype': 'float32'}
     assert make_model(**configuration.model_arguments(fields)).encoder.use_cls == use_cls
   # Pathfinder's base has none either.
@@ -173,7 +173,7 @@ def test_masked_models_have_a_cls_position_where_the_classifier_has_one():
 
 
 def test_the_field_is_not_for_users():
-  config = configuration.load('configs/listops.py:prf,tiny', {'pretrained': 'runs/wikitext'})
+  config = command_line.load('configs/listops.py:prf,tiny', {'pretrained': 'runs/wikitext'})
   with pytest.raises(ValueError, match="'runs/wikitext' is what --init_from notes down"):
     configuration.resolve(config)
 
