@@ -155,24 +155,9 @@ def resolve(
     raise ValueError('the config names no task: pass --task=listops (or another task)')
   get_task(task)
   lra_file = 'preset' not in given
-  # As LRA does: the dictionary `model` overrides flat fields, `model_kwargs` adds to them.
-  given.update(given.pop('model', {}))
-  if lra_file and 'num_head' in given:  # In Big Bird's file for images; LRA's code refuses it.
-    given['num_heads'] = given.pop('num_head')
-  if 'classifier_pool' in given:
-    pool = given.pop('classifier_pool')
-    given['pooling_mode'] = _agree('pooling_mode', given.get('pooling_mode'), pool)
-  # LRA's `model_kwargs` are options of the mechanism, under LRA's names.
-  model_kwargs, attention = given.pop('model_kwargs', {}), given.pop('attention', {})
-  if lra_file:
-    model_type = given.get('model_type', DEFAULTS['model_type'])
-    beside = lra_files.FLAT_FIELDS.get(model_type, ())
-    found = {name: given.pop(name) for name in beside if name in given}
-    model_kwargs = found | model_kwargs
-  data = given.pop('data', {})
-  tokenizer = given.pop('tokenizer', 'char')
-  if tokenizer != 'char':
-    raise ValueError(f"tokenizer must be 'char', got {tokenizer!r}: texts are read byte by byte")
+  given = _under_our_names(given, lra_file)
+  nested = ('model_kwargs', 'attention', 'data')
+  model_kwargs, attention, data = (given.pop(name, {}) for name in nested)
   for name in given:
     if name not in DEFAULTS:
       raise ValueError(unknown_name('config field', name, [*DEFAULTS, *NESTED]))
@@ -199,6 +184,31 @@ def resolve(
   if of_lra or preset_id not in (None, _preset_id(fields)):
     fields['preset'] += '*'  # Figures under a preset's name must be the preset's.
   return dict(sorted(fields.items()))
+
+
+def _under_our_names(fields: Mapping[str, Any], lra_file: bool) -> dict[str, Any]:
+  """Return the fields of a config under the names of `DEFAULTS`, one place for each of them.
+
+  Raises:
+    ValueError: for a pooling that is given twice, or a tokenizer that there is none of.
+  """
+  # As LRA does: the dictionary `model` overrides flat fields.
+  given = {**fields, **fields.get('model', {})}
+  given.pop('model', None)
+  if lra_file and 'num_head' in given:  # In Big Bird's file for images; LRA's code refuses it.
+    given['num_heads'] = given.pop('num_head')
+  if 'classifier_pool' in given:
+    pool = given.pop('classifier_pool')
+    given['pooling_mode'] = _agree('pooling_mode', given.get('pooling_mode'), pool)
+  if lra_file:  # Options of the mechanism, some of which stand beside `model_kwargs`.
+    model_type = given.get('model_type', DEFAULTS['model_type'])
+    beside = lra_files.FLAT_FIELDS.get(model_type, ())
+    found = {name: given.pop(name) for name in beside if name in given}
+    given['model_kwargs'] = found | given.get('model_kwargs', {})
+  tokenizer = given.pop('tokenizer', 'char')
+  if tokenizer != 'char':
+    raise ValueError(f"tokenizer must be 'char', got {tokenizer!r}: texts are read byte by byte")
+  return given
 
 
 def model_arguments(
