@@ -79,16 +79,19 @@ def restore(model_dir: str, step: int | None = None) -> tuple[int, Any]:
   with ocp.CheckpointManager(directory, options=options) as manager:
     steps = sorted(manager.all_steps()) if os.path.isdir(directory) else []
     if not steps:
-      raise FileNotFoundError(f'{model_dir} holds no checkpoint yet: let the training run on')
+      raise FileNotFoundError(
+        f'{model_dir} holds no checkpoint: a training that has not ended writes one if it runs on; '
+        'of one that has, they were deleted, or not copied with its other files'
+      )
     step = step if step is not None else best_step(manager) or steps[-1]
     if step not in steps:
       raise FileNotFoundError(f'{model_dir} has no checkpoint of step {step}, only {steps}')
     try:
       return step, read(manager, step)[0]
     except Exception as error:  # Whatever the storage layers raise on damaged files.
-      raise ValueError(
-        f'checkpoint {step} of {model_dir} cannot be read: {error}; others are {steps}'
-      ) from error
+      others = [other for other in steps if other != step]
+      hint = f'; there are others, of the steps {others}' if others else ''
+      raise ValueError(f'checkpoint {step} of {model_dir} cannot be read: {error}{hint}') from error
 
 
 def has_checkpoint(model_dir: str | os.PathLike[str]) -> bool:

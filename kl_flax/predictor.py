@@ -105,13 +105,14 @@ class Predictor:
 
     Raises:
       FileNotFoundError: if there is no run, no checkpoint, or none of that step.
-      ValueError: if the checkpoint is damaged.
+      ValueError: if the checkpoint is damaged, or is not of the model that config.json describes.
     """
     path = os.path.join(model_dir, 'config.json')
     if not os.path.exists(path):
       raise FileNotFoundError(f'{model_dir} holds no trained model: it has no config.json')
     model, tokenizer, more = _describe(path)
     _, state = restore(model_dir, step)
+    _check_params(model, state['params'], model_dir)
     key = jax.random.wrap_key_data(jnp.asarray(state['keys']['evaluation']))
     params = jax.device_put(state['params'])
     return cls(model, params, tokenizer, key, **more)
@@ -156,7 +157,7 @@ class Predictor:
       TypeError: see `predict`.
       ValueError: likewise; for samples that are no integer or fewer than 1.
     """
-    if not isinstance(samples, (int, np.integer)) or samples < 1:
+    if not _is_count(samples):
       raise ValueError(f'samples must be an integer of at least 1, got {samples!r}')
     tokens = self.encode(inputs, 'vote', encoded=encoded)
     draws = np.arange(samples)
@@ -187,13 +188,14 @@ class Predictor:
       those that calls are made of: 1, 4, 8 and 32.
 
     Raises:
-      ValueError: for a batch size below 1.
+      ValueError: for a batch size or a length that is no integer, or below 1.
     """
+    lengths = [self.model.encoder.max_length] if lengths is None else list(lengths)
     batch_sizes = list(batch_sizes)
-    if batch_sizes and min(batch_sizes) < 1:
-      raise ValueError(f'batch_sizes must be at least 1, got {batch_sizes}')
+    for name, values in (('batch_sizes', batch_sizes), ('lengths', lengths)):
+      if not all(map(_is_count, values)):
+        raise ValueError(f'{name} must be integers of at least 1, got {values}')
     found = {}
-    lengths = [self.model.encoder.max_length] if lengths is None else lengths
     for bucket in sorted({self._bucket(length) for length in lengths}):
       for size in sorted({size for count in batch_sizes for size in _divide(count)}):
         row = [np.ones(bucket, np.int32)] * self.model.num_inputs
@@ -209,13 +211,14 @@ class Predictor:
   def export(
     self, path: str | os.PathLike[str], *, platforms: str | Iterable[str] = PLATFORMS
   ) -> None:
-    """Write the model as one file that runs with JAX alone, without this package.
+    """Write the model as a file that runs with JAX alone, without this package.
 
     The file is a `jax.export` artifact of a function from token ids int32[b, max_length] (of pairs
     [b, 2, max_length]), padded with zeros behind each length, and lengths int32[b] ([b, 2]) to
     probabilities float32[b, num_classes], for any b; parameters and the frequencies of draw 0 are
-    inside. It computes in float32. Beside it, PATH.json tells the tokenizer, the shapes and the
-    names of the classes, null where they have none. To run it:
+    inside. It computes in float32. Beside it, PATH.json tells the tokenizer ('first_id' is the id
+    of the first symbol, of byte 0, or of a black pixel), the shapes and the names of the classes,
+    null where they have none. Ids and lengths are not checked. To run it:
 
         exported = jax.export.deserialize(bytearray(open(path, 'rb').read()))
         probabilities = exported.call(ids, lengths)
@@ -251,6 +254,8 @@ class Predictor:
       'platforms': platforms,
       'tokenizer': self.tokenizer.to_dict(),
     }
+    if not isinstance(self.tokenizer, WordPieceTokenizer):  # Its definition has the ids.
+      about['tokenizer']['first_id'] = self.tokenizer.num_special
     if isinstance(self.tokenizer, WordPieceTokenizer):
       about['tokenizer']['definition'] = json.loads(self.tokenizer.definition)
     with open(path, 'wb') as file:
@@ -272,6 +277,8 @@ class Predictor:
       TypeError: see `predict`.
       ValueError: likewise.
     """
+    if not self._is_one(inputs, encoded) and not isinstance(inputs, Iterable):
+      raise TypeError(f'{caller} needs inputs, or one of them; got {inputs!r:.80}')
     inputs = [inputs] if self._is_one(inputs, encoded) else list(inputs)
     if not inputs:
       raise ValueError(f'{caller} needs at least one input')
@@ -403,12 +410,23 @@ def _is_flat(ids: Any) -> bool:
   return isinstance(ids, (np.ndarray, jax.Array)) and ids.ndim == 1 and ids.dtype != object
 
 
+def _is_count(value: Any) -> bool:
+  """Return whether this is an integer of at least 1; a truth value is none."""
+  return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
+
+
 def _describe(path: str) -> tuple[Classifier | DualClassifier, Tokenizer, dict[str, Any]]:
   """Return model, tokenizer, and further arguments of the predictor, as config.json tells."""
   try:
     with open(path) as file:
       description = json.load(file)
+    for name in ('model', 'tokenizer'):
+      if name not in description:
+        raise ValueError(f'it lacks {name!r}')
     options = description['model']
+    # What a default would stand in for without a trace: no parameter has this size.
+    if {'num_frequencies'} & get_row(options['model_type']).options.keys() - options['attention']:
+      raise ValueError("its attention lacks 'num_frequencies'")
     tokenizer = tokenizer_from_dict(description['tokenizer'], os.path.dirname(path))
     stochastic = get_row(options['model_type']).is_stochastic(options['attention'])
     more = {'stochastic': stochastic}  # And what runs of older versions do not tell.
@@ -422,6 +440,30 @@ def _describe(path: str) -> tuple[Classifier | DualClassifier, Tokenizer, dict[s
       'encoder, by --init_from'
     )
   return model, tokenizer, more
+
+
+def _check_params(model: Classifier | DualClassifier, params: Any, model_dir: str) -> None:
+  """Raise a ValueError unless these are the parameters that the model has, by name and shape."""
+  # Lengths are no part of them.
+  ids = jnp.zeros((1, 8) if model.num_inputs == 1 else (1, 2, 8), jnp.int32)
+  keys = dict.fromkeys(('params', 'spectral'), jax.random.key(0))
+  try:
+    expected = jax.eval_shape(model.init, keys, ids, ids == 0)['params']
+  except (TypeError, ValueError) as error:  # Sizes that do not go together.
+    raise ValueError(
+      f'config.json of {model_dir} describes an impossible model: {error}'
+    ) from error
+  shapes = lambda tree: {
+    jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+  wanted, found = shapes(expected), shapes(params)
+  for name in sorted(wanted.keys() | found.keys()):
+    if wanted.get(name) != found.get(name):
+      raise ValueError(
+        f'config.json of {model_dir} describes another model than its checkpoint is of: {name} is '
+        f'{wanted.get(name, "absent")} by the one, {found.get(name, "absent")} in the other'
+      )
 
 
 def _portable(model: Classifier | DualClassifier) -> Classifier | DualClassifier:

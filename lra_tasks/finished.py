@@ -215,6 +215,10 @@ class Damaged:
     return self.reason
 
 
+# What every run tells of itself.
+_DESCRIBED = ('config', 'dataset', 'model', 'task')
+
+
 @contextlib.contextmanager
 def _with_way_out() -> Iterator[None]:
   try:
@@ -231,6 +235,22 @@ def read_description(model_dir: str | os.PathLike[str]) -> dict[str, Any] | None
   """
   with _with_way_out():
     return read_json(os.path.join(model_dir, 'config.json'))
+
+
+def read_whole_description(model_dir: str | os.PathLike[str]) -> dict[str, Any]:
+  """Return the contents of a run's config.json, for those who need all of it.
+
+  Raises:
+    FileNotFoundError: where no run lies.
+    DamagedRun: if the file is none that a run has written, or lacks what every run tells.
+  """
+  description = read_description(model_dir)
+  if description is None:
+    raise FileNotFoundError(f'{model_dir} holds no run: it has no config.json')
+  with _with_way_out():
+    if missing := [name for name in _DESCRIBED if name not in description]:
+      raise ValueError(f'{model_dir}/config.json: missing: {", ".join(missing)}')
+  return description
 
 
 def read_folder(folder: Path) -> Run | Unfinished | None:

@@ -57,11 +57,11 @@ from lra_tasks.console import (
   three_digits,
 )
 from lra_tasks.data import pipeline
-from lra_tasks.finished import read_description
+from lra_tasks.finished import read_whole_description
 from lra_tasks.plotting import color, label, new_figure, save
 from lra_tasks.run_log import read_records
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger('lra_tasks.gradient_statistics')  # Not __main__, whose lines go astray.
 
 
 class Statistics(NamedTuple):
@@ -174,13 +174,11 @@ def read_run(
     **data: data_dir, source and task_name as in `rundir.read_split`.
 
   Raises:
-    ValueError: if there is no such run, if it is one of pairs or of other data than `data` names,
-      or if one of its checkpoints is missing or damaged.
-    OSError: if the data cannot be prepared.
+    ValueError: if the run is one of pairs or of other data than `data` names, or if one of its
+      files or checkpoints is missing or damaged.
+    OSError: if there is no such run, or the data cannot be prepared.
   """
-  description = read_description(run)
-  if description is None:
-    raise ValueError(f'{run} holds no run: it has no config.json')
+  description = read_whole_description(run)
   fields = description['config']
   if tasks.get_task(fields['task']).num_inputs != 1:
     raise ValueError(f'{run} is of pairs; gradients are taken of classifiers of one sequence')
@@ -205,6 +203,10 @@ def read_run(
         found[step] = summarise(take(_parameters(run, step), batch, keys))
         advance(1)
     gradients = {percent: (step, found[step]) for percent, step in reached.items()}
+  elif has_checkpoints:
+    logger.warning(
+      '%s reached none of %s %%: only its curve is drawn.', run, ', '.join(map(str, percents))
+    )
   return Curve(
     description['dataset'],
     description['task'],

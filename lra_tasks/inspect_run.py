@@ -34,7 +34,7 @@ from kl_flax.tokenizers import ByteTokenizer, PixelTokenizer
 from lra_tasks import inspect_figures, parallel, plotting, rundir, steps, tasks
 from lra_tasks.console import one_line_errors, parse_flags, set_up_logging
 from lra_tasks.data import pipeline
-from lra_tasks.finished import read_description
+from lra_tasks.finished import read_whole_description
 from lra_tasks.pretrained import Pretrained
 
 SHOWN = ('eigenvalues', 'kernel', 'spectrum', 'attention', 'error')
@@ -206,12 +206,13 @@ def inspect(model_dir: str, options: Any) -> list[Path]:
     ImportError: without matplotlib, if a figure is asked for.
   """
   predictor = Predictor.restore(model_dir, step=options.step)
-  description = read_description(model_dir)
+  description = read_whole_description(model_dir)
   model_type, model = description['config']['model_type'], predictor.model
   shown = SHOWN if options.show is None else options.show
   # What can be shown is clear before any data is read.
   check_shown(model_type, model, predictor.params, shown)
   rows, what = load_examples(model_dir, predictor, description, options)
+  Path(options.out).mkdir(parents=True, exist_ok=True)
   encoded = [parts if model.num_inputs == 2 else parts[0] for parts in rows]
   trained, initial = (
     inspection.capture_inputs(predictor, encoded, params, encoded=True)
@@ -219,7 +220,6 @@ def inspect(model_dir: str, options: Any) -> list[Path]:
   )
   names = [name_positions(model, predictor.tokenizer, part) for part in rows[0]]
   subject = Subject(description, trained, initial, names, what)
-  Path(options.out).mkdir(parents=True, exist_ok=True)
   written = []
   for name in SHOWN:
     if name in shown:
@@ -257,7 +257,8 @@ def _write_error(subject: Subject, out: Path, options: Any) -> list[Path]:
     f'pairs of query and key of {subject.what}:',
     'median over the pairs, and what 90 % of them do not exceed. A measured error far below the',
     'predicted one is not to be trusted: the tail that makes the error was never drawn. Attention',
-    'divides by a sum of such estimates, where errors that keys share cancel.',
+    'divides by a sum of such estimates, where errors that keys share cancel. typical_norm is the',
+    'mean of |Sᵀ(q + k)|² at the temperature, with which the error of positive features grows.',
   ]
   if subject.trained[0].attention.features == 'fourier':
     lines.append('Fourier features err alike everywhere: where κ is near 0, that is without bound.')

@@ -19,6 +19,8 @@ predicted with N draws (100 by default) and the best checkpoint. Below a folder,
 measured in either way are left out and counted, as are those of models that draw nothing, and
 damaged ones, which are named too.
 
+The table has the learning rate where runs differ in nothing else; the file, directories too.
+
 --out gets variance.json, a figure of each task with two runs or more (variance_TASK.png, the
 paper's Figure 5), and with three or more how the metrics go together (correlations_TASK.png,
 Figures 9 and 10).
@@ -60,11 +62,13 @@ class Choice(NamedTuple):
 
   Attributes:
     runs: directory -> what its results.json has, or None where it is to be predicted with.
+    named: those of them that were named themselves, not found below a folder.
     left_out: directory -> what keeps a run from being measured.
     damaged: directory -> which file of a run that is left out cannot be read, and why.
   """
 
   runs: dict[Path, Variance | None]
+  named: set[Path]
   left_out: dict[Path, str]
   damaged: dict[Path, str]
 
@@ -78,7 +82,7 @@ class Choice(NamedTuple):
       counts = collections.Counter(self.left_out.values())
       reasons = ', '.join(f'{count} {reason}' for reason, count in counts.items())
       notes.append(f'Runs left out: {reasons}.')
-    return notes + [f'Damaged: {reason}.' for reason in self.damaged.values()]
+    return notes + [f'Left out: {reason}.' for reason in self.damaged.values()]
 
 
 def choose(directories: Sequence[str], **wanted: Any) -> Choice:
@@ -92,16 +96,47 @@ def choose(directories: Sequence[str], **wanted: Any) -> Choice:
     OSError: if a run that was named has neither the metrics nor a checkpoint.
     ValueError: if there is no run to measure, or one that was named is damaged.
   """
-  choice = Choice({}, {}, {})
+  choice = Choice({}, set(), {}, {})
   for top in map(Path, directories):
     run = read_folder(top)
     if run is None and top.is_dir():
       _choose_below(top, choice, wanted)
     else:  # Of other runs than finished ones, `measure_run` says what is wrong.
       choice.runs[top] = _choose_named(run, wanted) if isinstance(run, Run) else None
+      choice.named.add(top)
   if not choice.runs:
-    raise ValueError(f'no run to measure. {" ".join(choice.notes)} To have some, {_WAY_OUT}')
+    raise _nothing_to_measure(choice)
   return choice
+
+
+def _nothing_to_measure(choice: Choice) -> ValueError:
+  return ValueError(f'no run to measure. {" ".join(choice.notes)} To have some, {_WAY_OUT}')
+
+
+def measure_runs(choice: Choice, **options: Any) -> list[Variance]:
+  """Return what was found of each run, predicting where need be.
+
+  A run below a folder that cannot be predicted with joins those that are left out.
+
+  Args:
+    choice: of runs.
+    **options: of `measure_run`.
+
+  Raises:
+    OSError: if data cannot be had.
+    ValueError: if a run that was named cannot be predicted with, or none can.
+  """
+  found = []
+  for folder, known in choice.runs.items():
+    try:
+      found.append(known or measure_run(str(folder), **options))
+    except ValueError as error:
+      if folder in choice.named:
+        raise
+      choice.left_out[folder], choice.damaged[folder] = 'that cannot be predicted with', str(error)
+  if not found:
+    raise _nothing_to_measure(choice)
+  return found
 
 
 def _choose_named(run: Run, wanted: Mapping[str, Any]) -> Variance | None:
@@ -158,7 +193,9 @@ def render(found: Sequence[Variance]) -> str:
   """Return a table of all runs; numbers in which they differ are columns, others in the title."""
   header = ('model', 'preset', 'seed', 'task', 'accuracy', 'voting', 'gain', 'PI %', 'RSD')
   sizes = {(v.samples, v.examples) for v in found}
-  rows = [header + ('draws', 'examples') * (len(sizes) > 1)]
+  alike = collections.Counter((v.model, v.preset, v.seed, v.task) for v in found)
+  by_rate = max(alike.values()) > 1 and len({v.learning_rate for v in found}) > 1
+  rows = [header + ('rate',) * by_rate + ('draws', 'examples') * (len(sizes) > 1)]
   for v in found:
     rows.append(
       (
@@ -171,6 +208,7 @@ def render(found: Sequence[Variance]) -> str:
         f'{v.gain:.4f}',
         f'{100 * v.inconsistency:.2f}',
         f'{v.median_deviation:.3f}',
+        *((f'{v.learning_rate:g}' if v.learning_rate else '',) if by_rate else ()),
         *((f'{v.samples}', f'{v.examples:,}') if len(sizes) > 1 else ()),
       )
     )
@@ -182,7 +220,7 @@ def render(found: Sequence[Variance]) -> str:
 
 
 def write(found: Sequence[Variance], out: str) -> list[Path]:
-  """Write variance.json and the figures that the runs make; return the files."""
+  """Write variance.json and the figures that the runs make into a directory; return the files."""
   directory = Path(out)
   directory.mkdir(parents=True, exist_ok=True)
   paths = [directory / 'variance.json']
@@ -229,10 +267,14 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> No
     if value is not None and value < least:
       raise ValueError(f'--{name} must be at least {least}, got {value}')
   wanted = {name: flag_values[name].value for name in ('split', 'samples', 'limit')}
+  if flag_values.out == '':
+    raise ValueError('--out= names no directory: leave it out to write nothing')
   choice = choose(argv[1:], **wanted)
+  if flag_values.out:  # Before anything is predicted, which may take long.
+    Path(flag_values.out).mkdir(parents=True, exist_ok=True)
   data = tasks.read_data_flags(flag_values)
   options = wanted | data | {'samples': flag_values.samples or _SAMPLES}
-  found = [known or measure_run(str(folder), **options) for folder, known in choice.runs.items()]
+  found = measure_runs(choice, **options)
   print('\n'.join([render(found), *([''] if choice.notes else []), *choice.notes]))
   if flag_values.out:
     for path in write(found, flag_values.out):

@@ -78,7 +78,9 @@ def draw_correlations(found: Sequence[Variance]) -> Any:
   for axis, (x_name, x, y_name, y) in zip(axes, pairs, strict=True):
     for v, a, b in zip(found, x, y, strict=True):
       axis.plot(a, b, 'o', color=color(v.model))
-    axis.set(xlabel=x_name, ylabel=y_name, title=f'R² = {r_squared(x, y):.2f}')
+    squared = r_squared(x, y)
+    title = f'R² = {squared:.2f}' if np.isfinite(squared) else 'no spread, no R²'
+    axis.set(xlabel=x_name, ylabel=y_name, title=title)
     axis.grid(alpha=0.3)
   _add_legend(figure, found)
   return figure

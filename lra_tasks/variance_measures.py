@@ -11,7 +11,7 @@ from kl_flax.predictor import Predictor
 from lra_tasks import rundir
 from lra_tasks.console import show_progress
 from lra_tasks.data import pipeline
-from lra_tasks.finished import Run, read_description
+from lra_tasks.finished import Run, read_whole_description
 from lra_tasks.metrics import VoteMetrics, Votes
 
 # Examples whose votes are counted at a time.
@@ -34,6 +34,8 @@ class Variance(NamedTuple):
     inconsistency: likewise.
     median_deviation: likewise.
     mean_deviation: likewise.
+    learning_rate: of the run, where it tells.
+    directory: of the run.
   """
 
   model: str
@@ -48,6 +50,8 @@ class Variance(NamedTuple):
   inconsistency: float
   median_deviation: float
   mean_deviation: float
+  learning_rate: float | None = None
+  directory: str = ''
 
   @property
   def gain(self) -> float:
@@ -117,7 +121,7 @@ def measure_run(
     ValueError: if the data is another, or there is none.
   """
   predictor = Predictor.restore(model_dir)
-  description = read_description(model_dir)
+  description = read_whole_description(model_dir)
   fields = description['config']
   records = rundir.read_split(
     model_dir, description, split, data_dir=data_dir, source=source, task_name=task_name
@@ -135,6 +139,8 @@ def measure_run(
     count,
     samples,
     **found,
+    learning_rate=fields['learning_rate'],
+    directory=str(model_dir),
   )
 
 
@@ -163,6 +169,6 @@ def read_result(
   if None in found.values() or not fits or (limit is not None and limit < run.examples):
     return None
   preset, count = run.preset or '', run.examples
-  return Variance(
-    run.model, preset, run.seed, run.task, split, count, run.eval_samples, run.accuracy, **found
-  )
+  numbers = count, run.eval_samples, run.accuracy
+  of_run = {'learning_rate': run.learning_rate, 'directory': str(run.path.parent)}
+  return Variance(run.model, preset, run.seed, run.task, split, *numbers, **found, **of_run)

@@ -297,8 +297,11 @@ def test_warm_up_compiles_what_predict_runs():
   for count in (4, 20, 33, 63):
     predictor.predict(['a'] * count)
   assert predictor._predict._cache_size() == size == 7
-  with pytest.raises(ValueError, match=r'batch_sizes must be at least 1, got \[4, 0\]'):
+  with pytest.raises(ValueError, match=r'batch_sizes must be integers of at least 1, got \[4, 0\]'):
     predictor.warm_up(batch_sizes=[4, 0])
+  for length in (-4, 10.5, True):
+    with pytest.raises(ValueError, match=r'lengths must be integers of at least 1, got \[9, '):
+      predictor.warm_up([9, length])
 
 
 # Files.
@@ -326,7 +329,7 @@ def test_an_exported_model_runs_without_this_package(tmp_path, pairs, kind):
   length = predictor.model.encoder.max_length
   assert about['inputs'] == (['b', 2, length] if kind == 'pairs' else ['b', length])
   assert (about['num_classes'], about['platforms']) == (3, ['cpu', 'cuda', 'tpu'])
-  assert about['tokenizer'] == ByteTokenizer().to_dict()
+  assert about['tokenizer'] == ByteTokenizer().to_dict() | {'first_id': 1}
   ids, lengths = predictor._pad([predictor._encode(0, raw) for raw in inputs], length)
   arguments = [json.dumps(x[:2].tolist()) for x in (ids, lengths)]
   command = [sys.executable, '-c', 'import jax.export\n' + LOADER, path, *arguments]
@@ -355,7 +358,7 @@ def test_one_platform_is_given_by_its_name(texts, tmp_path):
   ('text', 'message'),
   [
     ('{', 'describes no model that this version knows: '),
-    ('{}', "this version knows: 'model'"),
+    ('{}', "this version knows: it lacks 'model'"),
     ('{"model": {"model_type": "gmm_abc"}, "tokenizer": {}}', 'this version knows'),
   ],
 )

@@ -287,11 +287,33 @@ def test_predictor_finds_altered_parameters(reference, tmp_path):
     Predictor.restore(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'num_layers': 2},
+      r'another model than its checkpoint is of: encoder/block_1/.* is \(.*absent',
+    ),
+    ({'vocab_size': 20}, r'encoder/embedding/table is \(20, 32\) by the one, \(16, 32\) in the'),
+    ({'model_type': 'transformer', 'attention': {}}, 'log_variance is absent by the one'),
+    ({'attention': {}}, "its attention lacks 'num_frequencies'"),
+    ({'qkv_dim': 33}, 'describes an impossible model: qkv_dim=33 must be a multiple'),
+  ],
+)
+def test_predictor_finds_a_config_of_another_model(reference, tmp_path, changes, message):
+  shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+  description = read(reference, 'config.json')
+  description['model'] |= changes
+  (tmp_path / 'config.json').write_text(json.dumps(description))
+  with pytest.raises(ValueError, match=message):
+    Predictor.restore(str(tmp_path))
+
+
 def test_predictor_needs_a_run_with_a_checkpoint(reference, tmp_path):
   with pytest.raises(FileNotFoundError, match='holds no trained model'):
     Predictor.restore(str(tmp_path))
   shutil.copy(reference / 'config.json', tmp_path)
-  with pytest.raises(FileNotFoundError, match='holds no checkpoint yet'):
+  with pytest.raises(FileNotFoundError, match='holds no checkpoint'):
     Predictor.restore(str(tmp_path))
   with pytest.raises(FileNotFoundError, match='no checkpoint of step 7'):
     Predictor.restore(str(reference), step=7)

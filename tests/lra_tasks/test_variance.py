@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl import flags
 from report_helpers import RUN
-from run_helpers import read, run_here
+from run_helpers import read, run_here, save_altered
 
 from kl_flax.predictor import Predictor
 from kl_flax.votes import Vote
@@ -213,6 +213,40 @@ def test_the_evaluation_of_a_run_tells_the_same(capsys, shared, reference, tmp_p
   assert found[0].keys() == found[1].keys()
 
 
+def test_a_damaged_checkpoint_below_a_folder_costs_that_run_alone(
+  capsys, shared, reference, tmp_path
+):
+  for name in ('bad', 'good'):
+    shutil.copytree(reference, tmp_path / 'runs' / name)
+
+  def alter(state):
+    state['params']['logits']['bias'][3] += 1
+
+  bad = tmp_path / 'runs' / 'bad'
+  save_altered(bad / 'checkpoints', read(reference, 'results.json')['best_step'], alter)
+  options = ['--samples=3', '--limit=4', f'--data_dir={shared}/data', f'--out={tmp_path}/out']
+  code, out, err = run(capsys, tmp_path / 'runs', *options)
+  assert code == 0, err
+  assert 'Runs left out: 1 that cannot be predicted with.' in out
+  assert f'Left out: checkpoint {read(reference, "results.json")["best_step"]} of {bad} can' in out
+  (kept,) = read(tmp_path / 'out', 'variance.json')['runs']
+  assert kept['directory'] == f'{tmp_path}/runs/good'
+  assert kept['learning_rate'] == read(reference, 'config.json')['config']['learning_rate']
+  code, _, err = run(capsys, bad, *options)
+  assert code == 1
+  assert 'cannot be read: its contents do not match' in err
+
+
+def test_runs_that_differ_in_the_rate_alone_show_it(capsys, tmp_path):
+  for rate in (0.05, 0.01):
+    keep(tmp_path / f'runs/{rate}', learning_rate=rate, **VOTES)
+  code, out, err = run(capsys, tmp_path / 'runs')
+  assert code == 0, err
+  header, _, *rows = out.splitlines()[2:6]
+  assert header.split()[-1] == 'rate'
+  assert sorted(row.split()[-1] for row in rows) == ['0.01', '0.05']
+
+
 VOTES = {
   'eval_samples': 10, 'voting_accuracy': 0.4, 'inconsistency': 0.02, 'median_deviation': 0.1,
   'mean_deviation': 0.2,
@@ -249,7 +283,7 @@ def test_kept_results_make_the_figures(capsys, tmp_path):
   assert 'Read from results.json, not predicted again: 4 of 4 runs.' in out
   (line,) = [line for line in out.splitlines() if line.startswith('Runs left out: ')]
   assert '1 not finished, 1 damaged' in line
-  assert f'\nDamaged: {runs}/text/damaged/results.json: damaged JSON: ' in out
+  assert f'\nLeft out: {runs}/text/damaged/results.json: damaged JSON: ' in out
   assert '2 of models that draw nothing' in line
   assert '1 with neither a checkpoint nor these metrics in results.json' in line
   assert sorted(path.name for path in out_dir.iterdir()) == [
