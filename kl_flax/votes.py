@@ -29,6 +29,21 @@ class Vote:
   log_odds: np.ndarray
   names: list[str] | None = None
 
+  def __str__(self) -> str:
+    """Return a line for each input: the majority, how many draws are for it, how far they agree."""
+    samples, names = self.votes.sum(axis=1), self.names or [str(label) for label in self.labels]
+    return '\n'.join(
+      f'{name}: {most} of {of} draws, mean probability {probability:.2f}, RSD {deviation:.2f}'
+      for name, most, of, probability, deviation in zip(
+        names,
+        self.votes.max(axis=1),
+        samples,
+        self.probabilities[np.arange(len(self.labels)), self.labels],
+        self.relative_deviation,
+        strict=True,
+      )
+    )
+
   @property
   def inconsistency(self) -> np.ndarray:
     """Share of draws that do not predict the majority's class, float64[n] in [0, 1).

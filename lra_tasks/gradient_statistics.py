@@ -295,20 +295,21 @@ def learning_curves(curves: Sequence[Curve]) -> Any:
   """
   groups = _by_data(curves)
   figure, axes = new_figure(len(groups), sharey=True)
-  shown = {}
+  shown, smoothed = {}, False
   for axis, models in zip(axes, groups.values(), strict=True):
     for model, runs in models.items():
       for run in runs:
         reached, percents = list(run.accuracies), 100 * np.array([*run.accuracies.values()])
         width = max(1, len(reached) // 20)
         if width > 1:
+          smoothed = True
           axis.plot(reached, percents, color=color(model), linewidth=0.5, alpha=0.4)
         middle = reached[width // 2 :][: len(reached) - width + 1]
         mean = np.convolve(percents, np.full(width, 1 / width), 'valid')
         (line,) = axis.plot(middle, mean, color=color(model), linewidth=1.5)
         shown.setdefault(label(model), line)
       axis.set(title=runs[0].title, xlabel='step', ylim=(0, 103))
-  axes[0].set_ylabel('validation accuracy, %')
+  axes[0].set_ylabel('validation accuracy, %' + '; thick: running mean' * smoothed)
   figure.legend(shown.values(), shown.keys(), loc='outside right upper', frameon=False)
   return figure
 

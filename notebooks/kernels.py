@@ -96,7 +96,10 @@ for axis, features, estimate in zip(
       run = jax.jit(jax.vmap(lambda omega, q=q1, k=k1, f=estimate: f(q, k, omega)[0]))
       values = run(jax.random.normal(jax.random.key(0), (2000, 1, int(count), dim)))
       errors.append(np.sqrt(np.mean((values - exact) ** 2)) / exact)
-    axis.loglog(counts, errors, 'o-', label=f'|q − k| = {size:.0f}, kernel {exact:.3f}')
+    style = 'o-' if size == near else 's--'  # Two of the curves coincide.
+    axis.loglog(
+      counts, errors, style, mfc='none', label=f'|q − k| = {size:.0f}, kernel {exact:.3f}'
+    )
   axis.loglog(counts, counts**-0.5, 'k:', label='$M^{-1/2}$')
   axis.set(title=f'{features} features', xlabel='M')
   axis.legend()
@@ -104,7 +107,8 @@ axes[0].set_ylabel('relative error (root mean square)')
 plt.show()
 
 # %% [markdown]
-# Both pairs have the same $|q + k|$, and positive features are equally good at both; Fourier features
+# Both pairs have the same $|q + k|$, and positive features are equally good at both: their two curves
+# are one. (Rare large draws make their errors, so that single points stray.) Fourier features
 # are useless for the far one. (At $q + k = 0$ positive features would even be exact.)
 #
 # ## Other spectra are other kernels
@@ -173,7 +177,7 @@ axes[0].legend()
 axes[1].semilogy(losses)
 axes[1].set(xlabel='step', ylabel='mean squared error')
 plt.show()
-print(f'mean squared error {losses[0]:.4f} -> {losses[-1]:.4f}')
+print(f'mean squared error {losses[0]:.2g} -> {losses[-1]:.1g}')
 
 # %% [markdown]
 # ## Attention through a kernel

@@ -42,9 +42,11 @@ plt.show()
 
 # %% [markdown]
 # ## Learning curves
+#
+# Those of the three models with Fourier features lie on each other: none has learnt anything.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout='constrained')
+figure, axes = plt.subplots(1, 2, figsize=(12, 3.4), layout='constrained')
 for row in rows:
   folder = row.runs[0].path.parent
   records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
@@ -53,7 +55,7 @@ for row in rows:
     axis.plot(steps, [record[name] for record in records], '.-', color=color(row.model),
               label=label(row.model))  # fmt: skip
     axis.set(xlabel='step', title=name.replace('_', ' '))
-axes[0].legend()
+figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper')
 plt.show()
 
 # %% [markdown]

@@ -249,6 +249,15 @@ def test_sums_without_dropout():
   assert says('docs/analysis.md', sentence, values)
 
 
+def test_sums_of_a_draw_for_100_steps():
+  values = []
+  for model in ('gmm_prf', 'gmm_rks'):
+    run, lines = results('docs/analysis/redrawn_every_100')['sparse_sum/0.1', model]
+    values += [100 * lines[-1]['train_accuracy'], 100 * run['accuracy']]
+  sentence = '`gmm_prf` has # % on the training data and # % on the test split, `gmm_rks` # and # %'
+  assert says('docs/analysis.md', sentence, values)
+
+
 def test_disagreement_of_draws():
   runs = [*runs_of('docs/analysis/sparse_sum'), *runs_of('lra_tasks/results')]
   rows = table('docs/analysis.md', 'How far draws of the frequencies disagree')

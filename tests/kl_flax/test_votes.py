@@ -14,6 +14,8 @@ def test_a_vote_by_hand():
   odds = np.log([1, 1, 1 / 3, 1.5])
   np.testing.assert_allclose(vote.log_odds, [odds], atol=1e-12)
   np.testing.assert_allclose(vote.relative_deviation, [odds.std() / abs(odds.mean())])
+  deviation = odds.std() / abs(odds.mean())
+  assert str(vote) == f'0: 3 of 4 draws, mean probability 0.46, RSD {deviation:.2f}'
   # Of equals, the more probable; far from 0 and 1, too.
   tie = count_votes(np.array([[[0.0, 900.0]], [[1000.0, 0.0]]]) / 1000)
   assert tie.labels.tolist() == [0]
