@@ -444,8 +444,9 @@ def _describe(path: str) -> tuple[Classifier | DualClassifier, Tokenizer, dict[s
 
 def _check_params(model: Classifier | DualClassifier, params: Any, model_dir: str) -> None:
   """Raise a ValueError unless these are the parameters that the model has, by name and shape."""
-  # Lengths are no part of them.
-  ids = jnp.zeros((1, 8) if model.num_inputs == 1 else (1, 2, 8), jnp.int32)
+  # At the length that the run began with: some poolings and mechanisms have parameters by position.
+  length = model.encoder.max_length
+  ids = jnp.zeros((1, length) if model.num_inputs == 1 else (1, 2, length), jnp.int32)
   keys = dict.fromkeys(('params', 'spectral'), jax.random.key(0))
   try:
     expected = jax.eval_shape(model.init, keys, ids, ids == 0)['params']

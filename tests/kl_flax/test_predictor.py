@@ -299,9 +299,13 @@ def test_warm_up_compiles_what_predict_runs():
   assert predictor._predict._cache_size() == size == 7
   with pytest.raises(ValueError, match=r'batch_sizes must be integers of at least 1, got \[4, 0\]'):
     predictor.warm_up(batch_sizes=[4, 0])
-  for length in (-4, 10.5, True):
-    with pytest.raises(ValueError, match=r'lengths must be integers of at least 1, got \[9, '):
-      predictor.warm_up([9, length])
+
+
+@pytest.mark.usefixtures('unannotated')
+@pytest.mark.parametrize('length', [-4, 10.5, True])
+def test_warm_up_refuses_what_is_no_length(texts, length):
+  with pytest.raises(ValueError, match=r'lengths must be integers of at least 1, got \[9, '):
+    texts.warm_up([9, length])
 
 
 # Files.
