@@ -254,10 +254,10 @@ class Predictor:
       'platforms': platforms,
       'tokenizer': self.tokenizer.to_dict(),
     }
-    if not isinstance(self.tokenizer, WordPieceTokenizer):  # Its definition has the ids.
-      about['tokenizer']['first_id'] = self.tokenizer.num_special
-    if isinstance(self.tokenizer, WordPieceTokenizer):
+    if isinstance(self.tokenizer, WordPieceTokenizer):  # Its definition has the ids.
       about['tokenizer']['definition'] = json.loads(self.tokenizer.definition)
+    else:
+      about['tokenizer']['first_id'] = self.tokenizer.num_special
     with open(path, 'wb') as file:
       file.write(exported.serialize())
     with open(f'{os.fspath(path)}.json', 'w') as file:
@@ -424,8 +424,10 @@ def _describe(path: str) -> tuple[Classifier | DualClassifier, Tokenizer, dict[s
       if name not in description:
         raise ValueError(f'it lacks {name!r}')
     options = description['model']
-    # What a default would stand in for without a trace: no parameter has this size.
-    if {'num_frequencies'} & get_row(options['model_type']).options.keys() - options['attention']:
+    # Later options have defaults that are what older runs had; the number was told always, and no
+    # parameter has it as a size.
+    known, given = get_row(options['model_type']).options, options.get('attention', {})
+    if 'num_frequencies' in known and 'num_frequencies' not in given:
       raise ValueError("its attention lacks 'num_frequencies'")
     tokenizer = tokenizer_from_dict(description['tokenizer'], os.path.dirname(path))
     stochastic = get_row(options['model_type']).is_stochastic(options['attention'])
@@ -450,7 +452,7 @@ def _check_params(model: Classifier | DualClassifier, params: Any, model_dir: st
   keys = dict.fromkeys(('params', 'spectral'), jax.random.key(0))
   try:
     expected = jax.eval_shape(model.init, keys, ids, ids == 0)['params']
-  except (TypeError, ValueError) as error:  # Sizes that do not go together.
+  except (TypeError, ValueError, ZeroDivisionError) as error:  # Sizes that do not go together.
     raise ValueError(
       f'config.json of {model_dir} describes an impossible model: {error}'
     ) from error

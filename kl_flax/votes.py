@@ -30,7 +30,7 @@ class Vote:
   names: list[str] | None = None
 
   def __str__(self) -> str:
-    """Return a line for each input: the majority, how many draws are for it, how far they agree."""
+    """Return a line for each input: the majority, draws for it, and RSD, `relative_deviation`."""
     samples, names = self.votes.sum(axis=1), self.names or [str(label) for label in self.labels]
     return '\n'.join(
       f'{name}: {most} of {of} draws, mean probability {probability:.2f}, RSD {deviation:.2f}'

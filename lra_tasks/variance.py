@@ -37,10 +37,11 @@ from absl import app, flags
 
 from kl_flax.checkpoints import has_checkpoint
 from kl_flax.models import get_row
+from kl_flax.predictor import Predictor
 from lra_tasks import command_line, tasks
 from lra_tasks.console import one_line_errors, set_up_logging, table_lines
 from lra_tasks.files import write_json
-from lra_tasks.finished import Run, read_description, read_folder
+from lra_tasks.finished import Run, read_description, read_folder, read_whole_description
 from lra_tasks.plotting import save
 from lra_tasks.reporting import results
 from lra_tasks.variance_figures import draw_correlations, draw_metrics
@@ -64,7 +65,7 @@ class Choice(NamedTuple):
     runs: directory -> what its results.json has, or None where it is to be predicted with.
     named: those of them that were named themselves, not found below a folder.
     left_out: directory -> what keeps a run from being measured.
-    damaged: directory -> which file of a run that is left out cannot be read, and why.
+    damaged: directory -> why a run is left out, where that is worth a sentence.
   """
 
   runs: dict[Path, Variance | None]
@@ -116,24 +117,29 @@ def _nothing_to_measure(choice: Choice) -> ValueError:
 def measure_runs(choice: Choice, **options: Any) -> list[Variance]:
   """Return what was found of each run, predicting where need be.
 
-  A run below a folder that cannot be predicted with joins those that are left out.
+  A run below a folder that is damaged joins those that are left out.
 
   Args:
-    choice: of runs.
+    choice: of runs; of what is left out it is told.
     **options: of `measure_run`.
 
   Raises:
     OSError: if data cannot be had.
-    ValueError: if a run that was named cannot be predicted with, or none can.
+    ValueError: if a run that was named is damaged, or all are; if the data is another.
   """
   found = []
   for folder, known in choice.runs.items():
-    try:
-      found.append(known or measure_run(str(folder), **options))
-    except ValueError as error:
-      if folder in choice.named:
-        raise
-      choice.left_out[folder], choice.damaged[folder] = 'that cannot be predicted with', str(error)
+    if known is None:
+      try:
+        read_whole_description(folder)
+        predictor = Predictor.restore(str(folder))
+      except ValueError as error:
+        if folder in choice.named:
+          raise
+        choice.left_out[folder], choice.damaged[folder] = 'damaged', str(error)
+        continue
+      known = measure_run(predictor, str(folder), **options)
+    found.append(known)
   if not found:
     raise _nothing_to_measure(choice)
   return found
@@ -159,7 +165,11 @@ def _choose_below(top: Path, choice: Choice, wanted: Mapping[str, Any]) -> None:
   choice.damaged.update({run.path: run.reason for run in found.damaged})
   for run in found.runs:
     folder, known = run.path.parent, read_result(run, **wanted)
-    obstacle = '' if known else _obstacle(folder)
+    try:
+      obstacle = '' if known else _obstacle(folder)
+    except (KeyError, TypeError, ValueError) as error:
+      obstacle, reason = 'damaged', f'{folder}/config.json is of another version: {error}'
+      choice.damaged[folder] = reason
     if obstacle:
       choice.left_out[folder] = obstacle
     else:
@@ -193,8 +203,10 @@ def render(found: Sequence[Variance]) -> str:
   """Return a table of all runs; numbers in which they differ are columns, others in the title."""
   header = ('model', 'preset', 'seed', 'task', 'accuracy', 'voting', 'gain', 'PI %', 'RSD')
   sizes = {(v.samples, v.examples) for v in found}
-  alike = collections.Counter((v.model, v.preset, v.seed, v.task) for v in found)
-  by_rate = max(alike.values()) > 1 and len({v.learning_rate for v in found}) > 1
+  rates: dict[tuple[Any, ...], set[float | None]] = {}
+  for v in found:
+    rates.setdefault((v.model, v.preset, v.seed, v.task), set()).add(v.learning_rate)
+  by_rate = any(len(values) > 1 for values in rates.values())
   rows = [header + ('rate',) * by_rate + ('draws', 'examples') * (len(sizes) > 1)]
   for v in found:
     rows.append(

@@ -96,6 +96,7 @@ def _chunks(examples: Iterable[tuple[Any, int]]) -> Iterator[tuple[list[Any], np
 
 
 def measure_run(
+  predictor: Predictor,
   model_dir: str,
   *,
   split: str,
@@ -108,6 +109,7 @@ def measure_run(
   """Return what was found of a trained run on the data that it was trained with.
 
   Args:
+    predictor: of the run.
     model_dir: the run's directory.
     split: 'train', 'validation' or 'test'.
     samples: number of draws.
@@ -117,10 +119,9 @@ def measure_run(
     task_name: name of the data set within the task; None for that of the run.
 
   Raises:
-    FileNotFoundError: if there is no run or no checkpoint.
-    ValueError: if the data is another, or there is none.
+    OSError: if the data cannot be had.
+    ValueError: if it is another, or there is none.
   """
-  predictor = Predictor.restore(model_dir)
   description = read_whole_description(model_dir)
   fields = description['config']
   records = rundir.read_split(
@@ -139,7 +140,7 @@ def measure_run(
     count,
     samples,
     **found,
-    learning_rate=fields['learning_rate'],
+    learning_rate=fields.get('learning_rate'),
     directory=str(model_dir),
   )
 

@@ -11,7 +11,7 @@ import pytest
 from breadth import slow_but
 
 from kl_flax.models import make_classifier
-from kl_flax.predictor import Predictor
+from kl_flax.predictor import Predictor, _check_params
 from kl_flax.tokenizers import (
   ByteTokenizer,
   PixelTokenizer,
@@ -318,6 +318,23 @@ lengths = np.array(json.loads(sys.argv[3]), np.int32)
 print(json.dumps(np.asarray(exported.call(ids, lengths), np.float64).tolist()))
 assert not any(name.startswith(('kl_flax', 'flax', 'lra_tasks')) for name in sys.modules)
 """
+
+
+@pytest.mark.parametrize(
+  'changes', [{}, {'pooling': 'FLATTEN'}, {'num_inputs': 2, 'pooling': 'MEAN'}, {'max_length': 5}]
+)
+@pytest.mark.parametrize('model_type', ['gmm_prf', 'linformer', 'synthesizer', 'transformer'])
+def test_the_parameters_of_a_model_are_its_own(model_type, changes):
+  sizes = {'num_classes': 3, 'vocab_size': 9, 'emb_dim': 8, 'num_heads': 2, 'num_layers': 1}
+  sizes |= {'qkv_dim': 8, 'mlp_dim': 8, 'max_length': 300}
+  model = make_classifier(model_type, **sizes | changes)
+  shape = (1, model.encoder.max_length) if model.num_inputs == 1 else (1, 2, 300)
+  keys = {name: jax.random.key(0) for name in ('params', 'spectral')}
+  ids = jnp.ones(shape, jnp.int32)
+  params = jax.eval_shape(model.init, keys, ids, ids > 0)['params']
+  _check_params(model, params, 'run')
+  with pytest.raises(ValueError, match='config.json of run describes another model'):
+    _check_params(model.clone(num_classes=4, parent=None), params, 'run')
 
 
 @pytest.mark.parametrize('kind', slow_but(['pairs'], ['bfloat16', 'pairs']))

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 
 from kl_flax.votes import count_votes
@@ -16,6 +18,7 @@ def test_a_vote_by_hand():
   np.testing.assert_allclose(vote.relative_deviation, [odds.std() / abs(odds.mean())])
   deviation = odds.std() / abs(odds.mean())
   assert str(vote) == f'0: 3 of 4 draws, mean probability 0.46, RSD {deviation:.2f}'
+  assert str(dataclasses.replace(vote, names=['cat'])).startswith('cat: 3 of 4 draws, mean')
   # Of equals, the more probable; far from 0 and 1, too.
   tie = count_votes(np.array([[[0.0, 900.0]], [[1000.0, 0.0]]]) / 1000)
   assert tie.labels.tolist() == [0]

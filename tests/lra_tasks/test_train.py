@@ -298,6 +298,7 @@ def test_predictor_finds_altered_parameters(reference, tmp_path):
     ({'model_type': 'transformer', 'attention': {}}, 'log_variance is absent by the one'),
     ({'attention': {}}, "its attention lacks 'num_frequencies'"),
     ({'qkv_dim': 33}, 'describes an impossible model: qkv_dim=33 must be a multiple'),
+    ({'num_heads': 0}, 'describes an impossible model: '),
   ],
 )
 def test_predictor_finds_a_config_of_another_model(reference, tmp_path, changes, message):

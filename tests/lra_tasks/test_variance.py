@@ -184,7 +184,7 @@ def by_hand(probabilities, target):
     (['x', '--split=all'], "--split must be train, validation or test, got 'all'"),
     (['x', '--samples=1'], '--samples must be at least 2, got 1'),
     (['x', '--limit=0'], '--limit must be at least 1, got 0'),
-    (['nowhere'], 'nowhere holds no trained model'),
+    (['nowhere'], 'nowhere holds no run: it has no config.json'),
   ],
 )
 def test_errors_name_the_value_and_the_rule(capsys, arguments, message):
@@ -227,7 +227,7 @@ def test_a_damaged_checkpoint_below_a_folder_costs_that_run_alone(
   options = ['--samples=3', '--limit=4', f'--data_dir={shared}/data', f'--out={tmp_path}/out']
   code, out, err = run(capsys, tmp_path / 'runs', *options)
   assert code == 0, err
-  assert 'Runs left out: 1 that cannot be predicted with.' in out
+  assert 'Runs left out: 1 damaged.' in out
   assert f'Left out: checkpoint {read(reference, "results.json")["best_step"]} of {bad} can' in out
   (kept,) = read(tmp_path / 'out', 'variance.json')['runs']
   assert kept['directory'] == f'{tmp_path}/runs/good'
@@ -235,6 +235,14 @@ def test_a_damaged_checkpoint_below_a_folder_costs_that_run_alone(
   code, _, err = run(capsys, bad, *options)
   assert code == 1
   assert 'cannot be read: its contents do not match' in err
+
+
+def test_a_config_of_another_version_below_a_folder_costs_that_run_alone(capsys, tmp_path):
+  keep(tmp_path / 'runs/good', **VOTES)
+  keep(tmp_path / 'runs/gone', 'gone')
+  code, out, err = run(capsys, tmp_path / 'runs')
+  assert code == 0, err
+  assert f"{tmp_path}/runs/gone/config.json is of another version: unknown model_type 'gone'" in out
 
 
 def test_runs_that_differ_in_the_rate_alone_show_it(capsys, tmp_path):
