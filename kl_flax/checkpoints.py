@@ -102,17 +102,26 @@ def has_checkpoint(model_dir: str | os.PathLike[str]) -> bool:
     return False
 
 
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """Return the leaves of a tree by their paths.
+
+  >>> named_leaves({'norm': {'scale': 1, 'bias': 2}})
+  {'norm/bias': 2, 'norm/scale': 1}
+  """
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
 def checksum(state: Any) -> int:
   """Return the CRC-32 of all leaves, with their names and shapes, in the order of their names.
 
   The same whether the state is made of dataclasses and tuples or of dictionaries and lists.
   """
-  leaves = {
-    jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-  }
   value = 0
-  for name, leaf in sorted(leaves.items()):
+  for name, leaf in sorted(named_leaves(state).items()):
+    leaf = np.asarray(leaf)
     value = zlib.crc32(f'{name} {leaf.shape} {leaf.dtype}'.encode(), value)
     value = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), value)
   return value

@@ -17,7 +17,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from kl_flax.checkpoints import restore
+from kl_flax.checkpoints import named_leaves, restore
 from kl_flax.heads import Classifier, DualClassifier, MaskedLanguageModel
 from kl_flax.models import AttentionFactory, get_row, ignores_padding, make_model
 from kl_flax.tokenizers import PixelTokenizer, Tokenizer, tokenizer_from_dict
@@ -277,9 +277,11 @@ class Predictor:
       TypeError: see `predict`.
       ValueError: likewise.
     """
-    if not self._is_one(inputs, encoded) and not isinstance(inputs, Iterable):
+    if self._is_one(inputs, encoded):
+      inputs = [inputs]
+    elif not isinstance(inputs, Iterable):
       raise TypeError(f'{caller} needs inputs, or one of them; got {inputs!r:.80}')
-    inputs = [inputs] if self._is_one(inputs, encoded) else list(inputs)
+    inputs = list(inputs)
     if not inputs:
       raise ValueError(f'{caller} needs at least one input')
     tokens = [self._encode(i, raw, encoded) for i, raw in enumerate(inputs)]
@@ -426,11 +428,11 @@ def _describe(path: str) -> tuple[Classifier | DualClassifier, Tokenizer, dict[s
     options = description['model']
     # Later options have defaults that are what older runs had; the number was told always, and no
     # parameter has it as a size.
-    known, given = get_row(options['model_type']).options, options.get('attention', {})
-    if 'num_frequencies' in known and 'num_frequencies' not in given:
+    row, given = get_row(options['model_type']), options.get('attention', {})
+    if 'num_frequencies' in row.options and 'num_frequencies' not in given:
       raise ValueError("its attention lacks 'num_frequencies'")
     tokenizer = tokenizer_from_dict(description['tokenizer'], os.path.dirname(path))
-    stochastic = get_row(options['model_type']).is_stochastic(options['attention'])
+    stochastic = row.is_stochastic(options['attention'])
     more = {'stochastic': stochastic}  # And what runs of older versions do not tell.
     more |= {name: description.get(name) for name in ('num_texts', 'class_names')}
     model = make_model(**options)
@@ -456,10 +458,7 @@ def _check_params(model: Classifier | DualClassifier, params: Any, model_dir: st
     raise ValueError(
       f'config.json of {model_dir} describes an impossible model: {error}'
     ) from error
-  shapes = lambda tree: {
-    jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+  shapes = lambda tree: {name: leaf.shape for name, leaf in named_leaves(tree).items()}
   wanted, found = shapes(expected), shapes(params)
   for name in sorted(wanted.keys() | found.keys()):
     if wanted.get(name) != found.get(name):

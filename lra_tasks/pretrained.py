@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kl_flax import checkpoints
+from kl_flax.checkpoints import named_leaves
 from kl_flax.models import get_row, make_model
 from kl_flax.tokenizers import Tokenizer, tokenizer_from_dict
 from lra_tasks import configuration, steps
@@ -95,7 +96,7 @@ class Pretrained:
       ValueError: if the encoders differ, see `check`; if the checkpoint is damaged.
     """
     _, state = checkpoints.restore(self.model_dir)
-    given, wanted = _flat(state['params']['encoder']), _flat(params['encoder'])
+    given, wanted = named_leaves(state['params']['encoder']), named_leaves(params['encoder'])
     self._compare(given, wanted)
     taken = [_fitted(given[name], wanted[name]) for name in wanted]
     return {**params, 'encoder': jax.tree.unflatten(jax.tree.structure(params['encoder']), taken)}
@@ -136,11 +137,4 @@ def _fitted(given: np.ndarray, wanted: jax.Array) -> jax.Array:
 
 
 def _encoder_shapes(arguments: Mapping[str, Any]) -> dict[str, Any]:
-  return _flat(steps.parameter_shapes(make_model(**arguments))['encoder'])
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+  return named_leaves(steps.parameter_shapes(make_model(**arguments))['encoder'])

@@ -102,7 +102,7 @@ def choose(directories: Sequence[str], **wanted: Any) -> Choice:
     run = read_folder(top)
     if run is None and top.is_dir():
       _choose_below(top, choice, wanted)
-    else:  # Of other runs than finished ones, `measure_run` says what is wrong.
+    else:  # Of other runs than finished ones, `measure_runs` says what is wrong.
       choice.runs[top] = _choose_named(run, wanted) if isinstance(run, Run) else None
       choice.named.add(top)
   if not choice.runs:
@@ -131,14 +131,14 @@ def measure_runs(choice: Choice, **options: Any) -> list[Variance]:
   for folder, known in choice.runs.items():
     if known is None:
       try:
-        read_whole_description(folder)
         predictor = Predictor.restore(str(folder))
+        description = read_whole_description(folder)
       except ValueError as error:
         if folder in choice.named:
           raise
         choice.left_out[folder], choice.damaged[folder] = 'damaged', str(error)
         continue
-      known = measure_run(predictor, str(folder), **options)
+      known = measure_run(predictor, str(folder), description, **options)
     found.append(known)
   if not found:
     raise _nothing_to_measure(choice)
@@ -149,7 +149,7 @@ def _choose_named(run: Run, wanted: Mapping[str, Any]) -> Variance | None:
   found, folder = read_result(run, **wanted), run.path.parent
   if found or has_checkpoint(folder):
     return found
-  if _draws_nothing(_model_arguments(folder)):
+  if _draws_nothing(folder):
     raise ValueError(f'{folder} is of a model that draws nothing: its predictions do not vary')
   lacking, way_out = 'its results.json lacks the metrics of several draws', _WAY_OUT
   if run.voting_accuracy is not None:
@@ -167,9 +167,8 @@ def _choose_below(top: Path, choice: Choice, wanted: Mapping[str, Any]) -> None:
     folder, known = run.path.parent, read_result(run, **wanted)
     try:
       obstacle = '' if known else _obstacle(folder)
-    except (KeyError, TypeError, ValueError) as error:
-      obstacle, reason = 'damaged', f'{folder}/config.json is of another version: {error}'
-      choice.damaged[folder] = reason
+    except ValueError as error:
+      obstacle, choice.damaged[folder] = 'damaged', str(error)
     if obstacle:
       choice.left_out[folder] = obstacle
     else:
@@ -178,10 +177,9 @@ def _choose_below(top: Path, choice: Choice, wanted: Mapping[str, Any]) -> None:
 
 def _obstacle(folder: Path) -> str:
   """Return what keeps a finished run from being predicted with; empty if nothing does."""
-  model = _model_arguments(folder)
-  if 'num_predictions' in model:
+  if 'num_predictions' in _model_arguments(folder):
     return 'that predict masked tokens'
-  if _draws_nothing(model):
+  if _draws_nothing(folder):
     return 'of models that draw nothing'
   missing = 'with neither a checkpoint nor these metrics in results.json'
   return '' if has_checkpoint(folder) else missing
@@ -192,8 +190,17 @@ def _model_arguments(folder: Path) -> Mapping[str, Any]:
   return (read_description(folder) or {}).get('model', {})
 
 
-def _draws_nothing(model: Mapping[str, Any]) -> bool:
-  return bool(model) and not get_row(model['model_type']).is_stochastic(model['attention'])
+def _draws_nothing(folder: Path) -> bool:
+  """Return whether the model of a run is known to draw nothing.
+
+  Raises:
+    ValueError: if config.json names no model that this version knows.
+  """
+  model = _model_arguments(folder)
+  try:
+    return bool(model) and not get_row(model['model_type']).is_stochastic(model['attention'])
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f'{folder}/config.json is of another version: {error}') from error
 
 
 # What is written.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from kl_flax.predictor import Predictor
 from lra_tasks import rundir
 from lra_tasks.console import show_progress
 from lra_tasks.data import pipeline
-from lra_tasks.finished import Run, read_whole_description
+from lra_tasks.finished import Run
 from lra_tasks.metrics import VoteMetrics, Votes
 
 # Examples whose votes are counted at a time.
@@ -98,6 +98,7 @@ def _chunks(examples: Iterable[tuple[Any, int]]) -> Iterator[tuple[list[Any], np
 def measure_run(
   predictor: Predictor,
   model_dir: str,
+  description: Mapping[str, Any],
   *,
   split: str,
   samples: int,
@@ -111,6 +112,7 @@ def measure_run(
   Args:
     predictor: of the run.
     model_dir: the run's directory.
+    description: contents of its config.json.
     split: 'train', 'validation' or 'test'.
     samples: number of draws.
     limit: of examples, the first ones; None for all.
@@ -122,7 +124,6 @@ def measure_run(
     OSError: if the data cannot be had.
     ValueError: if it is another, or there is none.
   """
-  description = read_whole_description(model_dir)
   fields = description['config']
   records = rundir.read_split(
     model_dir, description, split, data_dir=data_dir, source=source, task_name=task_name

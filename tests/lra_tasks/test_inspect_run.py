@@ -125,7 +125,7 @@ def test_no_run_and_no_checkpoint(reference, tmp_path, capsys):
   (tmp_path / 'config.json').write_text((reference / 'config.json').read_text())
   code, _, errors = run(capsys, tmp_path, f'--out={tmp_path}')
   assert code == 1
-  assert 'holds no checkpoint: a training that has not ended' in errors
+  assert 'holds no checkpoint: a training that has not ended writes one if it runs on' in errors
 
 
 def make_run(directory, monkeypatch, model_type, tokenizer, num_texts=None, **options):

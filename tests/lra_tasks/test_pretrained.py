@@ -144,7 +144,7 @@ def test_runs_that_are_none(pretrained, tmp_path):
   with pytest.raises(FileNotFoundError, match=r'--init_from=.*nowhere holds no run'):
     Pretrained(str(tmp_path / 'nowhere'))
   shutil.copytree(pretrained, tmp_path / 'd', ignore=shutil.ignore_patterns('checkpoints'))
-  with pytest.raises(FileNotFoundError, match='holds no checkpoint'):
+  with pytest.raises(FileNotFoundError, match='holds no checkpoint: a training that has not ended'):
     Pretrained(str(tmp_path / 'd')).start(parameters())
   (tmp_path / 'd/results.json').unlink()
   with pytest.raises(FileNotFoundError, match='a run that is not finished: let it run on'):

@@ -314,7 +314,7 @@ def test_predictor_needs_a_run_with_a_checkpoint(reference, tmp_path):
   with pytest.raises(FileNotFoundError, match='holds no trained model'):
     Predictor.restore(str(tmp_path))
   shutil.copy(reference / 'config.json', tmp_path)
-  with pytest.raises(FileNotFoundError, match='holds no checkpoint'):
+  with pytest.raises(FileNotFoundError, match='holds no checkpoint: a training that has not ended'):
     Predictor.restore(str(tmp_path))
   with pytest.raises(FileNotFoundError, match='no checkpoint of step 7'):
     Predictor.restore(str(reference), step=7)

@@ -184,7 +184,7 @@ def by_hand(probabilities, target):
     (['x', '--split=all'], "--split must be train, validation or test, got 'all'"),
     (['x', '--samples=1'], '--samples must be at least 2, got 1'),
     (['x', '--limit=0'], '--limit must be at least 1, got 0'),
-    (['nowhere'], 'nowhere holds no run: it has no config.json'),
+    (['nowhere'], 'nowhere holds no trained model'),
   ],
 )
 def test_errors_name_the_value_and_the_rule(capsys, arguments, message):
