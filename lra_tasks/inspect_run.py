@@ -327,7 +327,7 @@ _WRITERS = {
 def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Look at the run `argv[1]`."""
   set_up_logging()
-  parallel.enable_compilation_cache()
+  parallel.set_up_compilation()
   if len(argv) != 2 or flag_values.out is None:
     raise ValueError('name the directory of one run, and --out; --help tells more')
   for path in inspect(argv[1], flag_values):

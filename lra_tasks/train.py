@@ -382,7 +382,7 @@ def main(argv: list[str]) -> int:
       print(f'error: --{flag.name} is required, such as --{flag.name}={example}', file=sys.stderr)
       return 1
   set_up_logging()
-  parallel.enable_compilation_cache()
+  parallel.set_up_compilation()
   values = flags.FLAGS
   try:
     return train(

@@ -16,9 +16,10 @@ Batch = dict[str, np.ndarray]  # `pipeline` tells its form.
 # Shares of the rows, the shortest first.
 _SHARES = ((1,), (1 / 2, 1 / 2), (1 / 2, 1 / 4, 1 / 4), (1 / 4, 1 / 4, 1 / 4, 1 / 4))
 # In multiplications of the forward pass on one device; an H200 trains with 3e13 of them a second.
-# A part costs half a millisecond, however small it is, and some 15 s to compile.
-_OVERHEAD = 1.3e10
-_COMPILATION = 4.5e14
+# A part costs a millisecond, however small it is, and 12 s to trace and compile (Text in three
+# parts: 11.1 ms a step, 37 s before the first).
+_OVERHEAD = 3.3e10
+_COMPILATION = 3.6e14
 # Positions of a part, those that the model adds included, are a multiple of this: fused attention
 # works on tiles of it.
 _MULTIPLE = 64

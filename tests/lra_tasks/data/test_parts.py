@@ -8,7 +8,6 @@ from lra_tasks.data.pipeline import Share, collate, sample_lengths, train_batche
 
 # Of a training of a small model.
 LONG = {'num_steps': 10**6, 'num_weights': 3_000_000}
-PAPER = LONG | {'num_steps': 20_000}
 
 
 class Source:
@@ -64,7 +63,7 @@ def reviews():
 
 
 def test_plan_halves_the_work_on_reviews():
-  found = plan(reviews(), batch_size=32, max_length=4000, num_added=1, **PAPER)
+  found = plan(reviews(), batch_size=32, max_length=4000, num_added=1, **LONG)
   assert sum(found.rows) == 32
   assert list(found.lengths) == sorted(found.lengths)
   assert all((length + 1) % 64 == 0 for length in found.lengths[:-1])
@@ -77,8 +76,9 @@ def test_plan_halves_the_work_on_reviews():
 
 
 def test_the_more_devices_share_the_work_the_less_is_worth_a_part():
+  options = LONG | {'num_steps': 60_000}
   count = lambda devices: plan(
-    reviews(), batch_size=32, max_length=4000, num_devices=devices, **PAPER
+    reviews(), batch_size=32, max_length=4000, num_devices=devices, **options
   )
   assert len(count(1).rows) > len(count(2).rows) == 2
   assert all(rows % 2 == 0 for rows in count(2).rows)
