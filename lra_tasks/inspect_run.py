@@ -31,7 +31,7 @@ from kl_flax.errors import unknown_name
 from kl_flax.inspection import AttentionLayer
 from kl_flax.models import make_classifier
 from kl_flax.tokenizers import ByteTokenizer, PixelTokenizer
-from lra_tasks import inspect_figures, parallel, plotting, rundir, steps, tasks
+from lra_tasks import compilation, inspect_figures, plotting, rundir, steps, tasks
 from lra_tasks.console import one_line_errors, parse_flags, set_up_logging
 from lra_tasks.data import pipeline
 from lra_tasks.finished import read_whole_description
@@ -327,7 +327,7 @@ _WRITERS = {
 def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Look at the run `argv[1]`."""
   set_up_logging()
-  parallel.set_up_compilation()
+  compilation.set_up()
   if len(argv) != 2 or flag_values.out is None:
     raise ValueError('name the directory of one run, and --out; --help tells more')
   for path in inspect(argv[1], flag_values):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import logging
 import os
 import signal
@@ -55,23 +54,6 @@ def start() -> None:
     logger.info('Process %d of %d.', jax.process_index(), jax.process_count())
     if not is_primary():  # One voice is enough.
       logging.getLogger('lra_tasks').setLevel(logging.WARNING)
-
-
-def set_up_compilation() -> None:
-  """Keep compiled programs on disk, so that a restarted run starts at once; compile them sooner.
-
-  JAX_COMPILATION_CACHE_DIR names another place. What XLA_FLAGS says stays. To be called before JAX
-  is used for the first time.
-  """
-  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    path = os.path.expanduser('~/.cache/kl_flax/compilation')
-    jax.config.update('jax_compilation_cache_dir', path)
-  flags, name = os.environ.get('XLA_FLAGS', ''), 'xla_gpu_enable_triton_gemm'
-  # A step on Text compiles in 28 s instead of 45 s, and takes 11.1 ms instead of 11.5, where matrix
-  # products are cuBLAS's (H200, jax 0.11.2). Others than GPUs have no use for the flag.
-  cuda = any(importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in (12, 13))
-  if cuda and name not in flags:
-    os.environ['XLA_FLAGS'] = f'{flags} --{name}=false'.strip()
 
 
 def abandon(error: Exception) -> NoReturn:
@@ -142,6 +124,12 @@ def replicate(tree: Any) -> Any:
   """Put a copy on every local device."""
   copies = jax.tree.map(lambda x: np.stack([np.asarray(x)] * jax.local_device_count()), tree)
   return place(copies)
+
+
+def replicated_shapes(tree: Any) -> Any:
+  """Return what `replicate` makes of a tree of arrays or shapes, as `jax.ShapeDtypeStruct`."""
+  count = jax.local_device_count()
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), tree)
 
 
 def place(tree: Any) -> Any:

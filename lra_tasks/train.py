@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from kl_flax.models import ignores_padding, make_model
+from kl_flax.models import make_model
 from kl_flax.tokenizers import Tokenizer
 from lra_tasks import (
   command_line,
+  compilation,
   configuration,
   optimizer,
   parallel,
@@ -38,13 +39,13 @@ from lra_tasks import (
 )
 from lra_tasks.console import code_of_interrupt, set_up_logging
 from lra_tasks.data import datasets, pipeline
-from lra_tasks.data.parts import Parts, describe, plan
 from lra_tasks.files import write_json
 from lra_tasks.finished import Run, read_folder
 from lra_tasks.loop import Loop, NonFiniteLossError, evaluate
 from lra_tasks.pretrained import Pretrained
 from lra_tasks.run_checkpoints import RunCheckpoints
 from lra_tasks.run_log import RunLog
+from lra_tasks.splits import Splits, read_splits
 from lra_tasks.tasks import get_task
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -110,13 +111,15 @@ def train(
   tokenizer = tasks.tokenizer_of(spec, builder, pretrained)
   arguments = configuration.model_arguments(fields, builder.num_classes, tokenizer)
   model = make_model(**arguments)
-  batches, validation, test = _read_splits(fields, builder, tokenizer, model, test_only)
+  splits = read_splits(fields, builder, tokenizer, model, test_only)
 
   with contextlib.ExitStack() as stack:
     # From here on a signal asks to save and stop; before, there is nothing to save.
     preemption = stack.enter_context(parallel.Preemption())
     schedule, adamw = optimizer.of_config(fields)
-    state = _init_state(fields, model, adamw)
+    compilers = stack.enter_context(compilation.Compilers())
+    programs = _Programs(fields, model, adamw)
+    state = programs.start(compilers, splits, test_only)
     description = rundir.describe(
       fields,
       arguments,
@@ -133,7 +136,7 @@ def train(
     )
     checkpoints = RunCheckpoints(os.path.join(model_dir, 'checkpoints'), fields['keep_accuracies'])
     stack.callback(checkpoints.close)
-    restored = checkpoints.restore_newest(state, batches)
+    restored = checkpoints.restore_newest(state, splits.train)
     step, state = restored or (0, _start(state, origin, model_dir, test_only))
     if step:
       logger.info('Continuing at step %d of %d.', step, fields['num_train_steps'])
@@ -141,14 +144,13 @@ def train(
     stack.callback(log.close)
     state = parallel.replicate(state)
 
-    eval_step = parallel.over_devices(functools.partial(steps.eval_step, model=model))
     loop = Loop(
       fields=fields,
-      train_step=_train_step(fields, model, adamw),
+      train_step=programs.train_step,
       validate=functools.partial(
         evaluate,
-        eval_step,
-        batches=validation,
+        programs.eval_step,
+        batches=splits.validation,
         stop=preemption.pending,
         num_samples=_num_draws(fields, 'validation_samples'),
       ),
@@ -159,11 +161,11 @@ def train(
       judged_by=configuration.judged_by(fields),
     )
     if not test_only:
-      step, state, at_end = loop.run(step, state, batches)
+      step, state, at_end = loop.run(step, state, splits.train)
       if not at_end:
         logger.info('Stopped at step %d; the same command goes on from there.', step)
         return preemption.exit_code
-    return _test(loop, step, state, test, eval_step, description, model_dir)
+    return _test(loop, step, state, splits.test, programs.eval_step, description, model_dir)
 
 
 def _check(
@@ -238,54 +240,37 @@ def _prepare_data(
   return builder
 
 
-def _read_splits(
-  fields: dict[str, Any],
-  builder: datasets.Builder,
-  tokenizer: Tokenizer,
-  model: nn.Module,
-  test_only: bool,
-) -> tuple[Iterator[Any], pipeline.Evaluation, pipeline.Evaluation]:
-  """Return the batches of train (endless), validation and test: of each this process's share."""
-  spec = get_task(fields['task'])
-  read = lambda split: tasks.read(spec, builder, split, tokenizer, fields['max_length'])
-  shapes = {name: fields[name] for name in ('batch_size', 'max_length')}
-  shapes |= {'num_inputs': spec.num_inputs, 'masking': configuration.masking(fields, tokenizer)}
-  shapes['share'] = parallel.share()
-  trim, train = ignores_padding(model), read('train')
-  # Several processes run one program: the parts of one may not be those of another.
-  may_cut = trim and jax.process_count() == 1 and not test_only
-  parts = _plan_parts(fields, train, spec, model) if may_cut else None
-  evaluation = functools.partial(pipeline.Evaluation, trim=trim, **shapes)
-  return (
-    pipeline.train_batches(train, seed=fields['random_seed'], parts=parts, **shapes),
-    evaluation(read('validation'), num_batches=fields['num_eval_steps']),
-    evaluation(read('test')),
-  )
+class _Programs:
+  """What the devices are to do in a run."""
 
+  def __init__(self, fields: dict[str, Any], model: nn.Module, adamw: Any) -> None:
+    train_step = functools.partial(
+      steps.train_step, model=model, optimizer=adamw, resample_every=fields['resample_every']
+    )
+    eval_step = functools.partial(steps.eval_step, model=model)
+    self.train_step = compilation.Step(parallel.over_devices(train_step, donate_state=True))
+    self.eval_step = compilation.Step(parallel.over_devices(eval_step))
+    self._init = functools.partial(
+      jax.jit(functools.partial(steps.init_state, model, adamw)),
+      seed=np.uint32(fields['random_seed']),
+    )
 
-def _plan_parts(
-  fields: dict[str, Any], source: Any, spec: tasks.TaskSpec, model: nn.Module
-) -> Parts | None:
-  """Return how training batches are divided to be padded less, None for not at all."""
-  sizes = {name: fields[name] for name in ('batch_size', 'max_length')}
-  attention, mlp = 4 * fields['qkv_dim'], 2 * fields['mlp_dim']
-  found = plan(
-    pipeline.sample_lengths(source, spec.num_inputs),
-    num_steps=fields['num_train_steps'],
-    num_weights=spec.num_inputs * fields['num_layers'] * fields['emb_dim'] * (attention + mlp),
-    num_added=int(model.encoder.use_cls),
-    num_devices=jax.device_count(),
-    **sizes,
-  )
-  if found:
-    logger.info('%s', describe(found, **sizes))
-  return found
-
-
-def _init_state(fields: dict[str, Any], model: nn.Module, adamw: Any) -> Any:
-  """Return the state before the first step: a function of the config alone."""
-  init = jax.jit(functools.partial(steps.init_state, model, adamw))
-  return init(seed=np.uint32(fields['random_seed']))
+  def start(self, compilers: compilation.Compilers, splits: Splits, test_only: bool) -> Any:
+    """Return the state before the first step, a function of the config; begin to compile."""
+    if jax.process_count() > 1:  # All of them must compile in the same order.
+      return self._init()
+    shapes = parallel.replicated_shapes(jax.eval_shape(self._init))
+    if not test_only:
+      rate = parallel.broadcast(np.float32(0))
+      for parts in splits.sizes:
+        split = tuple(parallel.split(part) for part in parts)
+        self.train_step.compile_ahead(compilers, shapes, split, rate)
+    state, draw = self._init(), parallel.broadcast(np.int32(0))
+    # The splits are measured, which takes a while, only now that there is something to compile.
+    for split in [splits.test] if test_only else [splits.validation, splits.test]:
+      for batch in split.empty_batches():
+        self.eval_step.compile_ahead(compilers, shapes, parallel.split(batch), draw)
+    return state
 
 
 def _start(
@@ -316,13 +301,6 @@ def _start(
 def _num_draws(fields: dict[str, Any], name: str) -> int:
   """Return how many draws of the frequencies an evaluation takes."""
   return fields[name] if configuration.is_stochastic(fields) else 1
-
-
-def _train_step(fields: dict[str, Any], model: nn.Module, adamw: Any) -> Callable[..., Any]:
-  step = functools.partial(
-    steps.train_step, model=model, optimizer=adamw, resample_every=fields['resample_every']
-  )
-  return parallel.over_devices(step, donate_state=True)
 
 
 def _test(
@@ -382,7 +360,7 @@ def main(argv: list[str]) -> int:
       print(f'error: --{flag.name} is required, such as --{flag.name}={example}', file=sys.stderr)
       return 1
   set_up_logging()
-  parallel.set_up_compilation()
+  compilation.set_up()
   values = flags.FLAGS
   try:
     return train(

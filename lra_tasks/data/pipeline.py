@@ -238,6 +238,11 @@ class Evaluation:
     """Return the batches."""
     return iter(grain.MapDataset.range(len(self._plan)).map(self._load).to_iter_dataset(_READ))
 
+  def empty_batches(self) -> list[Batch]:
+    """Return a batch of padding alone for each size that batches of all processes have."""
+    sizes = dict.fromkeys((len(indices), length) for indices, length in self._plan)
+    return [empty_batch(*size, self._num_inputs, self._masking) for size in sizes]
+
   def _load(self, batch: int) -> Batch:
     indices, length = self._plan[batch]
     rows = self._share.of(len(indices))
@@ -259,6 +264,14 @@ class Evaluation:
       for length, members in groups.items()
       for start in range(0, len(members), sizes[length])
     ]
+
+
+def empty_batch(
+  batch_size: int, max_length: int, num_inputs: int = 1, masking: Masking | None = None
+) -> Batch:
+  """Return a batch of padding alone: arrays of the shapes and dtypes that real ones have."""
+  found = collate((), [None] * batch_size, max_length, num_inputs)
+  return masking(found, 0, slice(batch_size), batch_size) if masking else found
 
 
 def sample_lengths(source: Sequence[Any], num_inputs: int, size: int = 4096) -> np.ndarray:

@@ -366,9 +366,8 @@ def _prepare_step(setting, fields, machine):
   )
   batch = parallel.split(random_batch(fields))
   one = jax.eval_shape(init_state)
-  stacked = lambda x: jax.ShapeDtypeStruct((jax.local_device_count(), *x.shape), x.dtype)
   rate = parallel.broadcast(np.float32(fields['learning_rate']))
-  program = compile_program(function, jax.tree.map(stacked, one), (batch,), rate)
+  program = compile_program(function, parallel.replicated_shapes(one), (batch,), rate)
   return lambda: _measure_step(
     setting, fields['batch_size'], program, init, ((batch,), rate), machine
   )

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lra_tasks.data import pipeline
-from lra_tasks.data.pipeline import Evaluation, Order, Share, collate, train_batches
+from lra_tasks.data.pipeline import Evaluation, Masking, Order, Share, collate, train_batches
 
 
 class Source:
@@ -204,6 +204,30 @@ def test_batches_of_one_length_where_padding_counts_or_few_would_be_short(monkey
   assert lengths(limited) == {16, 32}  # Five of the 20 are up to 8: too few.
   targets = np.concatenate([b['targets'][b['weights'] > 0] for b in limited])
   assert sorted(targets) == list(range(20))
+
+
+def same_forms(empty, batches):
+  form = lambda batch: sorted((name, x.shape, x.dtype.str) for name, x in batch.items())
+  assert sorted(map(form, empty)) == sorted({str(form(b)): form(b) for b in batches}.values())
+  assert not any(batch['lengths'].any() or batch['weights'].any() for batch in empty)
+
+
+@pytest.mark.parametrize('masking', [None, Masking(40, 1, 32)])
+def test_empty_batches_have_the_forms_of_those_with_data(monkeypatch, masking):
+  monkeypatch.setattr(pipeline, '_LEAST_BATCHES', 2)
+  options = {'batch_size': 4, 'max_length': 32, 'masking': masking}
+  evaluation = Evaluation(Uneven(40), share=Share(), **options)
+  same_forms(evaluation.empty_batches(), evaluation)
+  assert len(evaluation.empty_batches()) == 3
+  trained = whole(train_batches(Uneven(40), seed=0, share=Share(), **options))
+  same_forms([pipeline.empty_batch(**options)], [trained])
+
+
+def test_empty_batches_of_pairs():
+  options = {'batch_size': 4, 'max_length': 3, 'num_inputs': 2}
+  evaluation = Evaluation(Pairs(10), share=Share(), **options)
+  same_forms(evaluation.empty_batches(), evaluation)
+  same_forms([pipeline.empty_batch(**options)], evaluation)
 
 
 def test_a_split_smaller_than_a_batch_is_an_error():
