@@ -45,7 +45,8 @@ def read(manager: ocp.CheckpointManager, step: int, like: Any = None) -> tuple[A
   Args:
     manager: of the directory.
     step: one of `manager.all_steps()`.
-    like: tree of arrays that gives the state its form; None for plain dictionaries and lists.
+    like: tree of arrays, or shapes, that gives the state its form; None for plain dictionaries and
+      lists.
 
   Raises:
     ValueError: if the state does not match its checksum.

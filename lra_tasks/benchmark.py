@@ -32,7 +32,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from kl_flax.models import get_row
-from lra_tasks import command_line, configuration, parallel, tasks
+from lra_tasks import command_line, compilation, configuration, parallel, tasks
 from lra_tasks.console import (
   define_integers,
   one_line_errors,
@@ -281,6 +281,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
 def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Measure what the flags say and print a table."""
   set_up_logging()
+  compilation.choose_products()  # As in a training.
   if len(argv) > 1:
     raise ValueError(f'unknown arguments: {" ".join(argv[1:])}; --help tells more')
   _run(flag_values)

@@ -327,7 +327,8 @@ _WRITERS = {
 def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Look at the run `argv[1]`."""
   set_up_logging()
-  compilation.set_up()
+  compilation.keep_programs()
+  compilation.choose_products()
   if len(argv) != 2 or flag_values.out is None:
     raise ValueError('name the directory of one run, and --out; --help tells more')
   for path in inspect(argv[1], flag_values):

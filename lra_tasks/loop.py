@@ -46,6 +46,7 @@ class Loop:
     checkpoints: of the run.
     log: of the run.
     preemption: tells when to stop.
+    compiling: tells whether programs are being compiled meanwhile: no time to measure speed.
     judged_by: the metric, a key of `metrics.METRICS`, by which checkpoints are chosen.
   """
 
@@ -56,6 +57,7 @@ class Loop:
   checkpoints: RunCheckpoints
   log: RunLog
   preemption: parallel.Preemption
+  compiling: Callable[[], bool] = lambda: False
   judged_by: str = 'accuracy'
 
   def run(self, step: int, state: Any, data: Any) -> tuple[int, Any, bool]:
@@ -74,7 +76,7 @@ class Loop:
     """
     total = self.fields['num_train_steps']
     pending: collections.deque[tuple[int, Any]] = collections.deque()
-    saved, clock = step, None
+    begin, saved, clock = step, step, None
     # An evaluation takes the sums since the last one: there are none right after it.
     evaluated = step if parallel.to_host(state.sums['weight']) == 0 else 0
     with Progress(total, start=step, show=parallel.is_primary()) as progress:
@@ -106,10 +108,11 @@ class Loop:
         if latest is not None and progress.due():
           values = means(parallel.to_host(latest[1]), '')
           progress.update(latest[0], loss=values['loss'], accuracy=values['accuracy'])
-        if clock is None:  # The first step compiles: it does not count.
+        if clock is None and (step == begin + 1 or not self.compiling()):
+          # The first step waits for its program, those that follow share the machine with others.
           jax.block_until_ready(sums)
-          clock = step, time.monotonic()
           progress.restart_clock(step)
+          clock = None if self.compiling() else (step, time.monotonic())
       _settle(pending, 0)
       if saved < step:
         self._save(step, state, data)

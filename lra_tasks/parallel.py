@@ -96,9 +96,14 @@ def check_batch_size(batch_size: int) -> None:
     )
 
 
+def num_sharing() -> int:
+  """Return how many runs share the devices, this one included."""
+  return int(os.environ.get(SHARED_BY, '1'))
+
+
 def describe_devices() -> str:
   """Return for example '2 x NVIDIA H200'."""
-  shared = int(os.environ.get(SHARED_BY, '1'))
+  shared = num_sharing()
   return f'{jax.device_count()} x {jax.devices()[0].device_kind}' + (
     f', shared by {shared} runs' if shared > 1 else ''
   )

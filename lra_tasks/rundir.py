@@ -224,7 +224,7 @@ def open_run(
   Args:
     model_dir: created if it is missing.
     description: from `describe`.
-    state: the train state, for its size.
+    state: arrays or shapes of the train state, for its size.
     tokenizer: of the run; its vocabulary is written, if it has one.
     resume: whether a run that lies there may be continued.
     write: False where the run is only to be read.
@@ -359,7 +359,7 @@ def _check_writable(model_dir: str) -> None:
 
 
 def _check_room(model_dir: str, state: Any, checkpoints: int) -> None:
-  needed = checkpoints * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  needed = checkpoints * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
   # Of a run that is continued, some are there, and older ones go as new ones come.
   steps = Path(model_dir).glob('checkpoints/[0-9]*')
   files = (path for step in steps if step.name.isdigit() for path in step.rglob('*'))

@@ -21,12 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 class Splits(NamedTuple):
-  """What is read of the data, of each split this process's share.
+  """What is read of the data.
 
   Attributes:
-    train: endless, its batches in parts.
-    sizes: batches of padding alone, in parts, of all sizes that those of train may have.
-    validation: a pass over the split.
+    train: this process's share of the batches, each in parts; endless.
+    sizes: a batch of padding alone, in parts, for each way in which those of train may be cut, the
+      commonest first; rows are those of all processes.
+    validation: this process's share of a pass over the split.
     test: likewise.
   """
 

@@ -30,6 +30,7 @@ from lra_tasks import (
   command_line,
   compilation,
   configuration,
+  machine,
   optimizer,
   parallel,
   run_results,
@@ -117,9 +118,7 @@ def train(
     # From here on a signal asks to save and stop; before, there is nothing to save.
     preemption = stack.enter_context(parallel.Preemption())
     schedule, adamw = optimizer.of_config(fields)
-    compilers = stack.enter_context(compilation.Compilers())
     programs = _Programs(fields, model, adamw)
-    state = programs.start(compilers, splits, test_only)
     description = rundir.describe(
       fields,
       arguments,
@@ -132,12 +131,22 @@ def train(
     )
     resume, write = _may_resume(fields, test_only), not test_only
     description = stack.enter_context(
-      rundir.open_run(model_dir, description, state, tokenizer, resume=resume, write=write)
+      rundir.open_run(
+        model_dir, description, programs.state_shapes, tokenizer, resume=resume, write=write
+      )
     )
     checkpoints = RunCheckpoints(os.path.join(model_dir, 'checkpoints'), fields['keep_accuracies'])
     stack.callback(checkpoints.close)
-    restored = checkpoints.restore_newest(state, splits.train)
-    step, state = restored or (0, _start(state, origin, model_dir, test_only))
+    restored = checkpoints.restore_newest(programs.state_shapes, splits.train)
+    if restored is None:
+      _check_start(origin, model_dir, test_only)
+    # Nothing is refused from here on: what is needed may be compiled.
+    compilers = stack.enter_context(
+      compilation.Compilers(machine.num_cores() // parallel.num_sharing())
+    )
+    trains = not test_only and (restored is None or restored[0] < fields['num_train_steps'])
+    programs.compile_ahead(compilers, splits, trains)
+    step, state = restored or (0, _start(programs, origin))
     if step:
       logger.info('Continuing at step %d of %d.', step, fields['num_train_steps'])
     log = RunLog(model_dir, step, started, write=parallel.is_primary() and write)
@@ -158,6 +167,7 @@ def train(
       checkpoints=checkpoints,
       log=log,
       preemption=preemption,
+      compiling=compilation.is_busy,
       judged_by=configuration.judged_by(fields),
     )
     if not test_only:
@@ -241,7 +251,14 @@ def _prepare_data(
 
 
 class _Programs:
-  """What the devices are to do in a run."""
+  """What the devices are to do in a run.
+
+  Attributes:
+    train_step: see `steps.train_step`; over all devices.
+    eval_step: likewise.
+    init_state: () -> the state before the first step, a function of the config alone.
+    state_shapes: of it.
+  """
 
   def __init__(self, fields: dict[str, Any], model: nn.Module, adamw: Any) -> None:
     train_step = functools.partial(
@@ -250,52 +267,50 @@ class _Programs:
     eval_step = functools.partial(steps.eval_step, model=model)
     self.train_step = compilation.Step(parallel.over_devices(train_step, donate_state=True))
     self.eval_step = compilation.Step(parallel.over_devices(eval_step))
-    self._init = functools.partial(
-      jax.jit(functools.partial(steps.init_state, model, adamw)),
-      seed=np.uint32(fields['random_seed']),
-    )
+    init = jax.jit(functools.partial(steps.init_state, model, adamw))
+    self.init_state = functools.partial(init, seed=np.uint32(fields['random_seed']))
+    self.state_shapes = jax.eval_shape(self.init_state)
 
-  def start(self, compilers: compilation.Compilers, splits: Splits, test_only: bool) -> Any:
-    """Return the state before the first step, a function of the config; begin to compile."""
+  def compile_ahead(self, compilers: compilation.Compilers, splits: Splits, trains: bool) -> None:
+    """Begin to compile what a training needs; if nothing is left to train, what the test does."""
     if jax.process_count() > 1:  # All of them must compile in the same order.
-      return self._init()
-    shapes = parallel.replicated_shapes(jax.eval_shape(self._init))
-    if not test_only:
-      rate = parallel.broadcast(np.float32(0))
-      for parts in splits.sizes:
-        split = tuple(parallel.split(part) for part in parts)
-        self.train_step.compile_ahead(compilers, shapes, split, rate)
-    state, draw = self._init(), parallel.broadcast(np.int32(0))
-    # The splits are measured, which takes a while, only now that there is something to compile.
-    for split in [splits.test] if test_only else [splits.validation, splits.test]:
-      for batch in split.empty_batches():
-        self.eval_step.compile_ahead(compilers, shapes, parallel.split(batch), draw)
-    return state
+      return
+    shapes = parallel.replicated_shapes(self.state_shapes)
+    rate, draw = parallel.broadcast(np.float32(0)), parallel.broadcast(np.int32(0))
+    for size in splits.sizes if trains else []:
+      parts = tuple(parallel.split(part) for part in size)
+      self.train_step.compile_ahead(compilers, shapes, parts, rate)
+    # The test's batches mostly have the sizes of the validation's; they are far off.
+    evaluation = splits.validation if trains else splits.test
+    for batch in evaluation.empty_batches():
+      self.eval_step.compile_ahead(compilers, shapes, parallel.split(batch), draw)
 
 
-def _start(
-  state: Any,
-  origin: Pretrained | rundir.Origin | None,
-  model_dir: str,
-  test_only: bool,
-) -> Any:
-  """Return the state to start with where there is no checkpoint: that of the origin's encoder.
+def _check_start(
+  origin: Pretrained | rundir.Origin | None, model_dir: str, test_only: bool
+) -> None:
+  """Raise a ValueError if there is nothing to test, or all that is left of the origin is its name.
 
-  Raises:
-    ValueError: if there is nothing to train, if all that is left of the origin is its name, or if
-      it has another encoder.
-    FileNotFoundError: if the origin has no checkpoint.
+  For a run without a checkpoint.
   """
   if test_only:
     raise ValueError(_NOTHING_TO_TEST.format(model_dir))
-  if origin is None:
-    return state
-  if not isinstance(origin, Pretrained):
+  if origin is not None and not isinstance(origin, Pretrained):
     raise ValueError(
       f'{model_dir} holds no checkpoint to go on from: give --init_from again (it was '
       f'{origin.model_dir}), or delete the directory to start anew'
     )
-  return state.replace(params=origin.start(state.params))
+
+
+def _start(programs: _Programs, origin: Pretrained | None) -> Any:
+  """Return the state before the first step: of the config alone, or with the origin's encoder.
+
+  Raises:
+    ValueError: if the origin has another encoder, or its checkpoint is damaged.
+    FileNotFoundError: if the origin has no checkpoint.
+  """
+  state = programs.init_state()
+  return state.replace(params=origin.start(state.params)) if origin else state
 
 
 def _num_draws(fields: dict[str, Any], name: str) -> int:
@@ -360,7 +375,13 @@ def main(argv: list[str]) -> int:
       print(f'error: --{flag.name} is required, such as --{flag.name}={example}', file=sys.stderr)
       return 1
   set_up_logging()
-  compilation.set_up()
+  compilation.keep_programs()
+  compilation.choose_products()
+  return compilation.leave(_train_by_flags())
+
+
+def _train_by_flags() -> int:
+  """Run what the flags say; return the exit code."""
   values = flags.FLAGS
   try:
     return train(

@@ -98,7 +98,7 @@ def plan(
     padded = np.minimum(tiles * _MULTIPLE - num_added, max_length)
     fitting = np.mean(np.all(longest <= padded, axis=1))
     cost = np.dot(rows, padded) * work + len(rows) * _OVERHEAD
-    # Whole batches are another program, which is compiled when the first one comes.
+    # Whole batches are another program.
     costs[Parts(rows, tuple(padded.tolist()))] = (
       num_steps * (fitting * cost + (1 - fitting) * whole) + (len(rows) + 1) * _COMPILATION
     )
