@@ -6,7 +6,9 @@ A checkpoint holds the items `state` (arrays) and `extra` (JSON, with the checks
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import zlib
 from typing import Any
 
@@ -39,6 +41,34 @@ def best_step(manager: ocp.CheckpointManager) -> int | None:
   return max(scores, key=scores.get) if scores else None
 
 
+def quiet_storage() -> None:
+  """Have Python leave out what comes of a read or write after it has failed; once is enough.
+
+  The storage library closes its event loop at the first error. Each answer that is still under way
+  would then be a traceback, and each other error that came meanwhile: hundreds of lines before
+  ours, which no one can catch.
+  """
+  known = sys.unraisablehook
+  if getattr(known, 'leaves_out_answers', False):
+    return
+
+  def hook(unraisable: Any) -> None:
+    error = unraisable.exc_value
+    # Of an object that was never closed, Python says the same, and which.
+    closed = isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'
+    if not closed or unraisable.object is not None:
+      known(unraisable)
+
+  hook.leaves_out_answers = True
+  sys.unraisablehook = hook
+  logging.getLogger('asyncio').addFilter(_is_not_of_storage)
+
+
+def _is_not_of_storage(record: logging.LogRecord) -> bool:
+  message = record.getMessage()
+  return 'never retrieved' not in message or 'OCDBT database' not in message
+
+
 def read(manager: ocp.CheckpointManager, step: int, like: Any = None) -> tuple[Any, dict[str, Any]]:
   """Return state and extra of one step.
 
@@ -52,6 +82,7 @@ def read(manager: ocp.CheckpointManager, step: int, like: Any = None) -> tuple[A
     ValueError: if the state does not match its checksum.
     Exception: whatever the storage layers raise on damaged files.
   """
+  quiet_storage()
   if like is not None:
     like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
   items = manager.restore(

@@ -84,6 +84,10 @@ def set_up_logging() -> None:
   """
   if not flags.FLAGS['verbosity'].present:
     absl_logging.set_verbosity(absl_logging.WARNING)
+    # What Orbax cannot write it logs once in each of its threads, and then raises.
+    absl_logging.get_absl_logger().addFilter(
+      lambda record: not (record.exc_info and 'orbax' in record.pathname)
+    )
   # Said of every checkpoint without an evaluation, which is what we mean.
   absl_logging.get_absl_logger().addFilter(
     lambda record: 'did not provide metrics' not in record.getMessage()

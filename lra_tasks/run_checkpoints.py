@@ -11,18 +11,20 @@ counts as damaged.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
-from kl_flax.checkpoints import best_step, checksum, ranking, read
+from kl_flax.checkpoints import best_step, checksum, quiet_storage, ranking, read
 from lra_tasks import parallel
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class RunCheckpoints:
   """
 
   def __init__(self, directory: str, keep_accuracies: Sequence[float] = ()) -> None:
+    quiet_storage()
     self.directory = os.path.abspath(directory)
     self._figures = tuple(percent / 100 for percent in keep_accuracies)
     options = ocp.CheckpointManagerOptions(
@@ -86,6 +89,9 @@ class RunCheckpoints:
       state: tree of NumPy arrays.
       data: the iterator before the next batch is drawn.
       metrics: of the validation at this step; None if there was none.
+
+    Raises:
+      OSError: if this one, or the one before, cannot be written.
     """
     if step in self._manager.all_steps():
       self._manager.delete(step)  # Saved before its evaluation, at a preemption.
@@ -93,7 +99,8 @@ class RunCheckpoints:
       'state': ocp.args.StandardSave(state),
       'extra': ocp.args.JsonSave({'crc32': checksum(state), 'data': data.get_state()}),
     }
-    self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+    with self._writing():
+      self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
     self._metrics[step] = metrics
 
   def restore_newest(self, like: Any, data: grain.DatasetIterator) -> tuple[int, Any] | None:
@@ -174,9 +181,28 @@ class RunCheckpoints:
     return is_best or any(reached < figure <= metrics['accuracy'] for figure in self._figures)
 
   def wait(self) -> None:
-    """Return once everything is on disk; raises what went wrong in the background."""
-    self._manager.wait_until_finished()
+    """Return once everything is on disk.
+
+    Raises:
+      OSError: if that cannot be.
+    """
+    with self._writing():
+      self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except (OSError, ValueError) as error:  # The storage's own are ValueErrors.
+      free = shutil.disk_usage(self.directory).free / 2**20
+      # Behind the names of its files.
+      reason = (str(error) or repr(error)).splitlines()[0].split('": ')[-1]
+      raise OSError(
+        f'a checkpoint cannot be written to {self.directory}, where {free:.0f} MiB are free: '
+        f'{reason}. Make room there; the same command goes on from the last one that was'
+      ) from error
 
   def close(self) -> None:
-    """Wait and release threads."""
-    self._manager.close()
+    """Wait and release threads; raises what `wait` does."""
+    with self._writing():
+      self._manager.close()

@@ -1,11 +1,14 @@
 import pathlib
+import subprocess
+import sys
+import types
 
 import grain
 import numpy as np
 import pytest
-from run_helpers import save_altered
+from run_helpers import ROOT, environment, save_altered
 
-from kl_flax.checkpoints import checksum
+from kl_flax.checkpoints import checksum, quiet_storage
 from lra_tasks.run_checkpoints import RunCheckpoints
 
 
@@ -191,3 +194,65 @@ def test_checksum_sees_values_names_shapes_and_types():
   ]
   assert checksum(state) == checksum(make_state(3))
   assert len({checksum(v) for v in [state, *variants]}) == 5
+
+
+@pytest.mark.parametrize(
+  ('call', 'write'),
+  [
+    ('save', lambda checkpoints: checkpoints.save(1, make_state(1), make_data(), None)),
+    ('wait_until_finished', RunCheckpoints.wait),
+    ('close', RunCheckpoints.close),
+  ],
+)
+def test_what_cannot_be_written_is_one_line(tmp_path, monkeypatch, call, write):
+  checkpoints = RunCheckpoints(tmp_path)
+
+  def fail(*args, **options):
+    raise ValueError(
+      'RESOURCE_EXHAUSTED: Error writing "w" in file "/d": Failed writing: "/d/7": No space left\nx'
+    )
+
+  monkeypatch.setattr(checkpoints._manager, call, fail)
+  with pytest.raises(OSError, match=r'cannot be written to .*MiB are free: No space left\. Make'):
+    write(checkpoints)
+  monkeypatch.undo()
+  checkpoints.close()
+
+
+def test_of_a_damaged_checkpoint_nothing_is_said_but_the_error(tmp_path):
+  directory = tmp_path / 'checkpoints'
+  checkpoints = RunCheckpoints(directory)
+  state = {str(i): np.full(1000, i, np.float32) for i in range(50)}
+  checkpoints.save(1, state, make_data(), None)
+  checkpoints.close()
+  for path in (directory / '1' / 'state' / 'd').iterdir():
+    path.write_bytes(b'')
+  # Several times: what is said depends on how far the other reads are.
+  program = """
+import sys, time
+from kl_flax.checkpoints import restore
+for _ in range(5):
+  try:
+    restore(sys.argv[1])
+  except ValueError as error:
+    print(str(error)[:12])
+time.sleep(0.2)
+"""
+  found = subprocess.run(
+    [sys.executable, '-c', program, str(tmp_path)],
+    cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100,
+  )  # fmt: skip
+  assert (found.returncode, found.stderr) == (0, '')
+  assert found.stdout == 'checkpoint 1\n' * 5
+
+
+def test_other_things_that_cannot_be_raised_are_still_told(monkeypatch):
+  told = []
+  monkeypatch.setattr(sys, 'unraisablehook', told.append)
+  quiet_storage()
+  quiet_storage()
+  closed = RuntimeError('Event loop is closed')
+  others = [(ValueError('x'), None), (closed, 'an object')]
+  for error, subject in [(closed, None), *others]:
+    sys.unraisablehook(types.SimpleNamespace(exc_value=error, object=subject))
+  assert [(x.exc_value, x.object) for x in told] == others
