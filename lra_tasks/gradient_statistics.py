@@ -338,6 +338,10 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> No
   for percent in flag_values.accuracies:
     if not 0 <= percent <= 100:
       raise ValueError(f'--accuracies are percentages from 0 to 100, got {percent}')
+  for run in argv[1:]:  # Before the work, which may take long.
+    read_whole_description(run)
+  directory = Path(flag_values.out)
+  directory.mkdir(parents=True, exist_ok=True)
   curves = [
     read_run(
       run,
@@ -348,8 +352,6 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> No
     )
     for run in argv[1:]
   ]
-  directory = Path(flag_values.out)
-  directory.mkdir(parents=True, exist_ok=True)
   if any(curve.has_checkpoints for curve in curves):
     text = table(curves, flag_values.accuracies)
     (directory / 'gradients.md').write_text(text, encoding='utf-8')

@@ -186,6 +186,16 @@ def test_other_data_is_refused(shared, run, tmp_path, capsys):
   assert '--examples=65, but there are only 64' in capsys.readouterr().err
 
 
+def test_a_directory_that_cannot_be_made_is_said_first(run, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(gradient_statistics, 'read_run', None)
+  (tmp_path / 'file').write_text('')
+  assert command(run, f'--out={tmp_path}/file') == 1
+  assert f'{tmp_path}/file: File exists' in capsys.readouterr().err
+  assert command(run, tmp_path / 'none', f'--out={tmp_path}/out') == 1
+  assert 'none holds no run' in capsys.readouterr().err
+  assert not (tmp_path / 'out').exists()
+
+
 def test_wrong_arguments(tmp_path, capsys):
   assert command(tmp_path) == 1
   assert 'name --out and at least one run' in capsys.readouterr().err
