@@ -161,11 +161,6 @@ def load_examples(
       return predictor.encode([text]), 'input of the command line'
     except ValueError as error:
       raise ValueError(f'--input: {str(error).removeprefix("input 0: ")}') from None
-  if description['from_source'] and options.source is None:
-    raise ValueError(
-      f'the run is on {description["dataset"]}, whose data was named by --source: give the same '
-      '--source again, or a text by --input'
-    )
   data = tasks.read_data_flags(options)
   source = rundir.read_split(
     model_dir, description, options.split, **data, way_out=', or a text by --input'

@@ -6,17 +6,15 @@ import collections
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from kl_flax.votes import count_votes
 from lra_tasks import parallel
 from lra_tasks.console import Progress
-from lra_tasks.data.pipeline import Batch
-from lra_tasks.metrics import LABELS, Votes, mean_of_draws
+from lra_tasks.metrics import LABELS, mean_of_draws
 from lra_tasks.run_checkpoints import RunCheckpoints
 from lra_tasks.run_log import RunLog, means
 
@@ -57,8 +55,8 @@ class Loop:
   checkpoints: RunCheckpoints
   log: RunLog
   preemption: parallel.Preemption
-  compiling: Callable[[], bool] = lambda: False
-  judged_by: str = 'accuracy'
+  compiling: Callable[[], bool]
+  judged_by: str
 
   def run(self, step: int, state: Any, data: Any) -> tuple[int, Any, bool]:
     """Train until the end or until asked to stop.
@@ -194,68 +192,3 @@ def _non_finite(what: str, step: int) -> NonFiniteLossError:
     f'the {what} at step {step}; no checkpoint holds it. Try a smaller learning_rate, a longer '
     'warmup or grad_clip_norm=1.0 (in a new --model_dir)'
   )
-
-
-def evaluate(
-  eval_step: Callable[..., Any],
-  state: Any,
-  batches: Iterable[Batch],
-  stop: Callable[[], bool] = lambda: False,
-  *,
-  num_samples: int = 1,
-) -> dict[str, Any] | None:
-  """Return the sums over all batches, in float64; None if asked to stop meanwhile.
-
-  Each example is evaluated with `num_samples` independent draws of the frequencies (the paper
-  averages the accuracy over 100), and sums run over them all. 'accuracy_by_draw' [num_samples] has
-  the correct answers of each draw, 'confusion_by_draw' [num_samples, c, c] the counts of
-  `steps.eval_step`; 'votes' are the `VoteMetrics` of all examples where there are several draws,
-  else None.
-
-  Args:
-    eval_step: (state, batch, draw) -> sums, over all devices.
-    state: replicated over the local devices.
-    batches: of one pass over a split.
-    stop: asked before each draw of each batch.
-    num_samples: draws, from 1.
-  """
-  totals = [collections.defaultdict(float) for _ in range(num_samples)]
-  pending: collections.deque[list[Any]] = collections.deque()
-  votes = Votes()
-
-  def take(keep: int) -> None:
-    while len(pending) > keep:
-      draws = pending.popleft()
-      examples = [sums.pop('examples', None) for sums in draws]
-      for total, sums in zip(totals, draws, strict=True):
-        for name, value in parallel.to_host(sums).items():
-          total[name] = total[name] + value.astype(np.float64)
-      if num_samples > 1 and examples[0]:
-        _count_votes(votes, parallel.to_host(examples))
-
-  for batch in batches:
-    # Once for all draws; of one alone, too, as arrays of the host would compile another program.
-    split, draws = parallel.place(parallel.split(batch)), []
-    for draw in range(num_samples):
-      if stop():
-        return None
-      draws.append(eval_step(state, split, parallel.broadcast(np.int32(draw))))
-    pending.append(draws)
-    take(_RUN_AHEAD)
-  take(0)
-  by_draw = {
-    f'{name}_by_draw': np.array([total[name] for total in totals])
-    for name in ('accuracy', 'confusion')
-    if name in totals[0]
-  }
-  sums = {name: sum(total[name] for total in totals) for name in totals[0] if name != 'confusion'}
-  if 'truncated' in sums:  # A count of sequences, which are the same in all draws.
-    sums['truncated'] /= num_samples
-  return sums | by_draw | {'votes': votes.metrics()}
-
-
-def _count_votes(votes: Votes, draws: list[dict[str, np.ndarray]]) -> None:
-  """Count the votes of a batch, which several draws have answered."""
-  real = draws[0]['weights'] > 0  # The others fill up the batch.
-  logits = np.stack([draw['logits'][real] for draw in draws])
-  votes.add(count_votes(logits), draws[0]['targets'][real])

@@ -1,4 +1,4 @@
-"""Devices and processes: the only file that knows of pmap, replication and multi-host start-up."""
+"""Devices and processes: the only file with pmap, replication and multi-host start-up."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lra_tasks.console import exit_code_of, handle_signals
 from lra_tasks.data.pipeline import Share
+from lra_tasks.signals import exit_code_of, handle_signals
 from lra_tasks.steps import AXIS
 
 logger = logging.getLogger(__name__)

@@ -24,8 +24,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from lra_tasks import command_line, configuration, tasks
-from lra_tasks.console import code_of_interrupt, one_line_errors, set_up_logging
+from lra_tasks.console import one_line_errors, set_up_logging
 from lra_tasks.data import datasets
+from lra_tasks.signals import code_of_interrupt
 from lra_tasks.tasks import TASKS
 
 

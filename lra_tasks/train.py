@@ -38,14 +38,16 @@ from lra_tasks import (
   steps,
   tasks,
 )
-from lra_tasks.console import code_of_interrupt, set_up_logging
+from lra_tasks.console import set_up_logging
 from lra_tasks.data import datasets, pipeline
+from lra_tasks.evaluation import evaluate
 from lra_tasks.files import write_json
 from lra_tasks.finished import Run, read_folder
-from lra_tasks.loop import Loop, NonFiniteLossError, evaluate
+from lra_tasks.loop import Loop, NonFiniteLossError
 from lra_tasks.pretrained import Pretrained
 from lra_tasks.run_checkpoints import RunCheckpoints
 from lra_tasks.run_log import RunLog
+from lra_tasks.signals import code_of_interrupt
 from lra_tasks.splits import Splits, read_splits
 from lra_tasks.tasks import get_task
 

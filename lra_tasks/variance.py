@@ -29,9 +29,10 @@ Figures 9 and 10).
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import app, flags
 
@@ -58,7 +59,8 @@ _WAY_OUT = (
 # The runs.
 
 
-class Choice(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Choice:
   """Which runs are to be measured; see `choose`.
 
   Attributes:

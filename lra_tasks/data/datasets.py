@@ -30,8 +30,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from kl_flax.tokenizers import Tokenizer
 from lra_tasks import files
-from lra_tasks.console import handle_signals, raise_interrupted, show_progress
+from lra_tasks.console import show_progress
 from lra_tasks.data import records, sources
+from lra_tasks.signals import handle_signals, raise_interrupted
 
 logger = logging.getLogger(__name__)
 

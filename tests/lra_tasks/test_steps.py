@@ -8,7 +8,7 @@ import pytest
 from breadth import slow_but
 
 from kl_flax.models import make_classifier
-from lra_tasks import loop, parallel, steps
+from lra_tasks import evaluation, parallel, steps
 from lra_tasks.data.parts import Parts
 
 SIZES = {
@@ -150,7 +150,9 @@ def test_evaluation_averages_over_independent_draws():
   model, _, state = make('gmm_rks')
   batch = make_batch()
   step = mapped(steps.eval_step, 2, model=model)
-  sums = {n: loop.evaluate(step, parallel.replicate(state), [batch], num_samples=n) for n in (1, 3)}
+  sums = {
+    n: evaluation.evaluate(step, parallel.replicate(state), [batch], num_samples=n) for n in (1, 3)
+  }
   key = jax.random.wrap_key_data(state.keys['evaluation'])
   losses, correct = [], []
   for sample in range(3):
@@ -176,7 +178,7 @@ def test_votes_of_an_evaluation_are_those_of_its_draws():
   one, two = (mapped(steps.eval_step, n, model=model) for n in (1, 2))
   answers = [run(step, state, batches[0], n, 2)['examples'] for n, step in ((1, one), (2, two))]
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *answers)
-  votes = loop.evaluate(two, parallel.replicate(state), batches, num_samples=3)['votes']
+  votes = evaluation.evaluate(two, parallel.replicate(state), batches, num_samples=3)['votes']
 
   key = jax.random.wrap_key_data(state.keys['evaluation'])
   right, inconsistency, deviation = [], [], []
@@ -203,7 +205,7 @@ def test_votes_of_an_evaluation_are_those_of_its_draws():
 def test_a_single_draw_is_no_vote():
   model, _, state = make('transformer')
   step = mapped(steps.eval_step, 2, model=model)
-  assert loop.evaluate(step, parallel.replicate(state), [make_batch()])['votes'] is None
+  assert evaluation.evaluate(step, parallel.replicate(state), [make_batch()])['votes'] is None
 
 
 def test_evaluations_with_one_draw_and_with_several_share_a_program():
@@ -216,7 +218,7 @@ def test_evaluations_with_one_draw_and_with_several_share_a_program():
 
   over_devices, state = parallel.over_devices(step), parallel.replicate(state)
   for num_samples in (1, 3):
-    assert loop.evaluate(over_devices, state, [make_batch()], num_samples=num_samples)
+    assert evaluation.evaluate(over_devices, state, [make_batch()], num_samples=num_samples)
   assert len(traces) == 1
 
 

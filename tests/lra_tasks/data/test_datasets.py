@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
 
-from lra_tasks import console
+from lra_tasks import console, signals
 from lra_tasks.data import datasets
 
 LETTERS = 'fbdeca'
@@ -211,7 +211,7 @@ def test_signals_unwind(number):
   before = signal.getsignal(number)
   with pytest.raises(KeyboardInterrupt) as stopped:
     work()
-  assert console.code_of_interrupt(stopped.value) == 128 + number
+  assert signals.code_of_interrupt(stopped.value) == 128 + number
   assert signal.getsignal(number) == before
 
 

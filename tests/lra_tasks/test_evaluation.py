@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lra_tasks import parallel
-from lra_tasks.loop import evaluate
+from lra_tasks.evaluation import evaluate
 from lra_tasks.run_log import means
 
 
