@@ -32,7 +32,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from kl_flax.models import get_row
-from lra_tasks import command_line, compilation, configuration, parallel, tasks
+from lra_tasks import command_line, compilation, configuration, data_flags, parallel
 from lra_tasks.console import (
   define_integers,
   one_line_errors,
@@ -256,7 +256,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   config_flags.DEFINE_config_file(
     'config', None, 'configs/TASK.py:MODEL[,PRESET].', lock_config=True, flag_values=flag_values
   )
-  tasks.define_data_flags(flag_values)
+  data_flags.define(flag_values)
   define(flags.DEFINE_list, 'models', [], 'Models to compare; by default that of the config.')
   define(
     flags.DEFINE_list, 'implementations', ['auto'],
@@ -297,7 +297,7 @@ def _run(flag_values: flags.FlagValues) -> None:
     batch_sizes=flag_values.batch_sizes,
     tokens=flag_values.tokens,
     dtypes=flag_values.dtypes or [parallel.default_dtype()],
-    **tasks.read_data_flags(flag_values),
+    **data_flags.read(flag_values),
     repetitions=flag_values.repetitions,
     seconds=flag_values.seconds,
   )

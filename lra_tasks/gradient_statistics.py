@@ -47,7 +47,7 @@ from kl_flax.checkpoints import has_checkpoint
 from kl_flax.heads import ACTIVATIONS, Classifier
 from kl_flax.inspection import markdown
 from kl_flax.models import MODELS, make_classifier
-from lra_tasks import rundir, steps, tasks
+from lra_tasks import data_flags, rundir, steps, tasks
 from lra_tasks.console import (
   define_integers,
   one_line_errors,
@@ -320,7 +320,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     'out', None, 'Directory of the table and the figure; created if need be.',
     flag_values=flag_values,
   )  # fmt: skip
-  tasks.define_data_flags(flag_values, of_run=True)
+  data_flags.define(flag_values, of_run=True)
   number = lambda name, default, text, least: flags.DEFINE_integer(
     name, default, text, lower_bound=least, flag_values=flag_values
   )
@@ -348,7 +348,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> No
       percents=flag_values.accuracies,
       examples=flag_values.examples,
       draws=flag_values.draws,
-      **tasks.read_data_flags(flag_values),
+      **data_flags.read(flag_values),
     )
     for run in argv[1:]
   ]

@@ -31,7 +31,7 @@ from kl_flax.errors import unknown_name
 from kl_flax.inspection import AttentionLayer
 from kl_flax.models import make_classifier
 from kl_flax.tokenizers import ByteTokenizer, PixelTokenizer
-from lra_tasks import compilation, inspect_figures, plotting, rundir, steps, tasks
+from lra_tasks import compilation, data_flags, inspect_figures, plotting, rundir, steps
 from lra_tasks.console import one_line_errors, parse_flags, set_up_logging
 from lra_tasks.data import pipeline
 from lra_tasks.finished import read_whole_description
@@ -63,7 +63,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   )
   number('step', None, 'Which checkpoint; by default the best one.')
   number('num_draws', 200, 'Draws of all frequencies that errors are measured over.', 2)
-  tasks.define_data_flags(flag_values, of_run=True)
+  data_flags.define(flag_values, of_run=True)
 
 
 class Subject(NamedTuple):
@@ -161,7 +161,7 @@ def load_examples(
       return predictor.encode([text]), 'input of the command line'
     except ValueError as error:
       raise ValueError(f'--input: {str(error).removeprefix("input 0: ")}') from None
-  data = tasks.read_data_flags(options)
+  data = data_flags.read(options)
   source = rundir.read_split(
     model_dir, description, options.split, **data, way_out=', or a text by --input'
   )

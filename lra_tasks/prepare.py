@@ -23,7 +23,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from lra_tasks import command_line, configuration, tasks
+from lra_tasks import command_line, configuration, data_flags
 from lra_tasks.console import one_line_errors, set_up_logging
 from lra_tasks.data import datasets
 from lra_tasks.signals import code_of_interrupt
@@ -32,7 +32,7 @@ from lra_tasks.tasks import TASKS
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Define the command's flags; not at import, so that commands can share names."""
-  tasks.define_data_flags(flag_values)
+  data_flags.define(flag_values)
   config_flags.DEFINE_config_file(
     'config', None, 'configs/TASK.py:MODEL[,PRESET], in place of --task.', lock_config=True,
     flag_values=flag_values,
@@ -77,7 +77,7 @@ def _open(flag_values: flags.FlagValues) -> tuple[datasets.Builder, dict[str, An
   if flag_values.config is not None:
     fields = configuration.resolve(flag_values.config, flag_values.task)
   named = fields or {'task': flag_values.task, 'data': {}}
-  return configuration.open_data(named, **tasks.read_data_flags(flag_values)), fields
+  return configuration.open_data(named, **data_flags.read(flag_values)), fields
 
 
 @one_line_errors

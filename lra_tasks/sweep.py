@@ -34,7 +34,7 @@ from collections.abc import Mapping, Sequence
 
 from absl import app, flags
 
-from lra_tasks import command_line, tasks
+from lra_tasks import command_line, data_flags, tasks
 from lra_tasks.console import define_integers, one_line_errors, set_up_logging
 from lra_tasks.paper import PAPER_MODELS
 from lra_tasks.sweep_jobs import Job, make_jobs
@@ -106,7 +106,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   define(flags.DEFINE_float, 'minutes', None, 'Time for all of it, saving included.')
   define(flags.DEFINE_bool, 'dry_run', False, 'Only show what there is and what is to be done.')
   define(
-    flags.DEFINE_string, 'data_dir', tasks.DATA_DIR, 'Where prepared data sets are kept.'
+    flags.DEFINE_string, 'data_dir', data_flags.DATA_DIR, 'Where prepared data sets are kept.'
   )  # fmt: skip
   define(
     flags.DEFINE_list, 'sources', [],

@@ -30,6 +30,7 @@ from lra_tasks import (
   command_line,
   compilation,
   configuration,
+  data_flags,
   machine,
   optimizer,
   parallel,
@@ -57,7 +58,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _MODEL_DIR = flags.DEFINE_string(
   'model_dir', None, 'Directory of the run; a run that lies there is continued.'
 )
-tasks.define_data_flags(flags.FLAGS)
+data_flags.define(flags.FLAGS)
 _INIT_FROM = flags.DEFINE_string(
   'init_from', None, 'Directory of a run whose encoder this one starts with; the head is new.'
 )
@@ -212,7 +213,7 @@ def _check_model(
   """Refuse a model that cannot be made, or cannot start with the encoder of the origin."""
   tasks.check_tokenizer(get_task(fields['task']), pretrained)
   arguments = configuration.model_arguments(fields, tokenizer=pretrained)
-  steps.count_parameters(make_model(**arguments))
+  steps.parameter_shapes(make_model(**arguments))  # What cannot be traced cannot be made.
   if isinstance(origin, Pretrained):
     origin.check(arguments)
 
@@ -391,7 +392,7 @@ def _train_by_flags() -> int:
         _CONFIG.value, values.task, config_flags.get_override_values(values['config'])
       ),
       model_dir=_MODEL_DIR.value,
-      **tasks.read_data_flags(values),
+      **data_flags.read(values),
       init_from=_INIT_FROM.value,
       test_only=_TEST_ONLY.value,
     )

@@ -39,7 +39,7 @@ from absl import app, flags
 from kl_flax.checkpoints import has_checkpoint
 from kl_flax.models import get_row
 from kl_flax.predictor import Predictor
-from lra_tasks import command_line, tasks
+from lra_tasks import command_line, data_flags
 from lra_tasks.console import one_line_errors, set_up_logging, table_lines
 from lra_tasks.files import write_json
 from lra_tasks.finished import Run, read_description, read_folder, read_whole_description
@@ -272,7 +272,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   )  # fmt: skip
   define(flags.DEFINE_integer, 'limit', None, 'Examples, the first of the split; by default all.')
   define(flags.DEFINE_string, 'out', None, 'Directory for variance.json and figures.')
-  tasks.define_data_flags(flag_values, of_run=True)
+  data_flags.define(flag_values, of_run=True)
 
 
 @one_line_errors
@@ -293,7 +293,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> No
   choice = choose(argv[1:], **wanted)
   if flag_values.out:  # Before anything is predicted, which may take long.
     Path(flag_values.out).mkdir(parents=True, exist_ok=True)
-  data = tasks.read_data_flags(flag_values)
+  data = data_flags.read(flag_values)
   options = wanted | data | {'samples': flag_values.samples or _SAMPLES}
   found = measure_runs(choice, **options)
   print('\n'.join([render(found), *([''] if choice.notes else []), *choice.notes]))
