@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,17 +17,13 @@ from typing import Any
 import ml_collections
 
 from kl_flax.errors import unknown_name
-from kl_flax.heads import ACTIVATIONS, INTERACTIONS, POOLINGS
 from kl_flax.models import get_row
 from kl_flax.tokenizers import Tokenizer
-from lra_tasks import lra_files, optimizer
+from lra_tasks import field_checks, lra_files
 from lra_tasks.data import pipeline
 from lra_tasks.data.datasets import Builder
 from lra_tasks.experiments import LATER_FIELDS, REPETITION
 from lra_tasks.tasks import get_task
-
-# Predict labels, or tokens that are masked (pre-training, on the inputs of any task).
-OBJECTIVES = ('classify', 'masked')
 
 # LRA's names; where its files leave one out, its code takes these values.
 DEFAULTS: dict[str, Any] = {
@@ -77,11 +72,6 @@ DEFAULTS: dict[str, Any] = {
 ENCODER_FIELDS = (
   'max_length', 'emb_dim', 'num_heads', 'num_layers', 'qkv_dim', 'mlp_dim', 'dropout_rate',
   'learn_pos_emb', 'tied_weights',
-)  # fmt: skip
-POSITIVE = (
-  'batch_size', 'num_train_steps', 'eval_frequency', 'checkpoint_freq', 'max_length', 'emb_dim',
-  'num_heads', 'num_layers', 'qkv_dim', 'mlp_dim', 'resample_every', 'eval_samples',
-  'validation_samples', 'warmup', 'steps_per_cycle', 'steps_per_decay',
 )  # fmt: skip
 # Read by none of LRA's code paths.
 IGNORED = {
@@ -168,7 +158,7 @@ def resolve(
   fields['grad_clip_norm'] = fields['grad_clip_norm'] or 0.0
   if fields['num_eval_steps'] >= 99_999:
     fields['num_eval_steps'] = -1  # LRA writes all batches in both ways.
-  _check_values(fields)
+  field_checks.check_values(fields)
   if lra_file:
     attention = lra_files.read_options(fields['model_type'], model_kwargs) | attention
     data = dict(get_task(task).lra_data) | data
@@ -421,83 +411,3 @@ def _agree(name: str, first: Any, second: Any) -> Any:
   if first is not None and second is not None and first != second:
     raise ValueError(f'{name} is given twice, as {first!r} and as {second!r}')
   return second if first is None else first
-
-
-# In [0, 1).
-_RATES = ('dropout_rate', 'attention_dropout_rate', 'adam_b2')
-_NUMBERS = (
-  'learning_rate', 'decay_factor', 'weight_decay', 'grad_clip_norm', 'mask_rate', *_RATES
-)  # fmt: skip
-_TRUTH_VALUES = ('save_checkpoints', 'restore_checkpoints', 'learn_pos_emb', 'tied_weights')
-
-
-def _is_integer(value: Any) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-  return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_values(fields: Mapping[str, Any]) -> None:
-  get_row(fields['model_type'])
-  for name in POSITIVE:
-    if not _is_integer(fields[name]) or fields[name] < 1:
-      raise ValueError(f'{name} must be an integer of at least 1, got {fields[name]!r}')
-  for name in _NUMBERS:
-    if not _is_number(fields[name]):
-      raise ValueError(f'{name} must be a finite number, got {fields[name]!r}')
-  for name in _TRUTH_VALUES:
-    if not isinstance(fields[name], bool):
-      raise ValueError(f'{name} must be True or False, got {fields[name]!r}')
-  for name in ('learning_rate', 'decay_factor'):
-    if not fields[name] > 0:
-      raise ValueError(f'{name} must be above 0, got {fields[name]!r}')
-  for name in ('weight_decay', 'grad_clip_norm'):
-    if not fields[name] >= 0:
-      raise ValueError(f'{name} must be at least 0, got {fields[name]!r}')
-  optimizer.of_config(fields)  # It knows the factors.
-  seed = fields['random_seed']
-  if not _is_integer(seed) or not 0 <= seed < 2**32:
-    raise ValueError(f'random_seed must be an integer in 0 .. 2**32 - 1, got {seed!r}')
-  steps = fields['num_eval_steps']
-  if not _is_integer(steps) or steps < -1 or steps == 0:
-    raise ValueError(
-      f'num_eval_steps must be an integer of at least 1, or -1 for all, got {steps!r}'
-    )
-  for name in _RATES:
-    if not 0 <= fields[name] < 1:
-      raise ValueError(f'{name} must lie in [0, 1), got {fields[name]!r}')
-  if fields['pretrained']:
-    raise ValueError(
-      f'pretrained={fields["pretrained"]!r} is what --init_from notes down: name the run by that'
-    )
-  if fields['objective'] not in OBJECTIVES:
-    raise ValueError(unknown_name('objective', str(fields['objective']), OBJECTIVES))
-  if fields['objective'] == 'classify' and not get_task(fields['task']).num_classes:
-    raise ValueError(f"{fields['task']} has no labels: set objective='masked'")
-  if fields['objective'] == 'masked' and get_task(fields['task']).num_inputs != 1:
-    raise ValueError("objective='masked' is for tasks of single inputs, not of pairs (retrieval)")
-  if not 0 < fields['mask_rate'] < 1:
-    raise ValueError(f'mask_rate must lie between 0 and 1, got {fields["mask_rate"]!r}')
-  if fields['activation'] not in ACTIVATIONS:
-    raise ValueError(unknown_name('activation', str(fields['activation']), ACTIVATIONS))
-  width = fields['hidden_dim']
-  if width is not None and (not _is_integer(width) or width < 1):
-    raise ValueError(f'hidden_dim must be an integer of at least 1, or None, got {width!r}')
-  for percent in fields['keep_accuracies']:
-    if not _is_number(percent) or not 0 < percent <= 100:
-      raise ValueError(f'keep_accuracies are percentages above 0, up to 100; got {percent!r}')
-  if fields['pooling_mode'] not in POOLINGS:
-    raise ValueError(unknown_name('pooling_mode', str(fields['pooling_mode']), POOLINGS))
-  if fields['interaction'] is not None:
-    if fields['interaction'] not in INTERACTIONS:
-      raise ValueError(unknown_name('interaction', str(fields['interaction']), INTERACTIONS))
-    if get_task(fields['task']).num_inputs == 1:
-      raise ValueError(f'interaction={fields["interaction"]!r} is for tasks of pairs (retrieval)')
-  if fields['dtype'] not in ('auto', 'float32', 'bfloat16'):
-    raise ValueError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {fields['dtype']!r}")
-  if fields['qkv_dim'] % fields['num_heads']:
-    raise ValueError(
-      f'qkv_dim={fields["qkv_dim"]} must be a multiple of num_heads={fields["num_heads"]}'
-    )
