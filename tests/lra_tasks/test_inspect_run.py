@@ -180,7 +180,8 @@ def test_long_pairs_without_closed_form(tmp_path, monkeypatch, capsys):
   assert (code, errors) == (1, 'error: --input must be given 2 times, got 1\n')
   code, _, errors = run(capsys, tmp_path, f'--out={tmp_path}')
   assert code == 1
-  assert 'text/elsewhere, whose data was named by --source' in errors
+  assert 'was trained on text/elsewhere, here is text/imdb_reviews' in errors
+  assert 'by --source, --task_name and --data_dir, or a text by --input' in errors
   code, files, errors = run(
     capsys, tmp_path, f'--out={tmp_path}', '--input=a b\n', f'--input={"xyz" * 110}', *FAST
   )
