@@ -13,9 +13,6 @@ from lra_tasks import parallel
 from lra_tasks.data.pipeline import Batch
 from lra_tasks.metrics import Votes
 
-# Batches that the host may be ahead of the devices: enough to keep them busy.
-_RUN_AHEAD = 4
-
 
 def evaluate(
   eval_step: Callable[..., Any],
@@ -62,7 +59,7 @@ def evaluate(
         return None
       draws.append(eval_step(state, split, parallel.broadcast(np.int32(draw))))
     pending.append(draws)
-    take(_RUN_AHEAD)
+    take(parallel.RUN_AHEAD)
   take(0)
   by_draw = {
     f'{name}_by_draw': np.array([total[name] for total in totals])

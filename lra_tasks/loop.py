@@ -20,9 +20,6 @@ from lra_tasks.run_log import RunLog, means
 
 logger = logging.getLogger(__name__)
 
-# Steps that the host may be ahead of the devices: enough to keep them busy.
-_RUN_AHEAD = 4
-
 
 class NonFiniteLossError(RuntimeError):
   """The loss became NaN or infinite."""
@@ -102,7 +99,7 @@ class Loop:
         state, sums = self.train_step(state, parts, rate)
         step += 1
         pending.append((step, sums))
-        latest = _settle(pending, _RUN_AHEAD)
+        latest = _settle(pending, parallel.RUN_AHEAD)
         if latest is not None and progress.due():
           values = means(parallel.to_host(latest[1]), '')
           progress.update(latest[0], loss=values['loss'], accuracy=values['accuracy'])

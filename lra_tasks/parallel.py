@@ -20,6 +20,9 @@ from lra_tasks.steps import AXIS
 
 logger = logging.getLogger(__name__)
 
+# Steps, or batches of an evaluation, that the host may be ahead of the devices: enough to keep them
+# busy.
+RUN_AHEAD = 4
 # Variable that tells a run how many share its devices: speeds are then no measure of a model.
 SHARED_BY = 'KL_FLAX_RUNS_PER_DEVICE'
 

@@ -143,7 +143,7 @@ def train(
     restored = checkpoints.restore_newest(programs.state_shapes, splits.train)
     if restored is None:
       _check_start(origin, model_dir, test_only)
-    # Nothing is refused from here on: what is needed may be compiled.
+    # All but an unreadable origin was refused by now: what is needed may be compiled.
     compilers = stack.enter_context(
       compilation.Compilers(machine.num_cores() // parallel.num_sharing())
     )

@@ -16,8 +16,9 @@ Batch = dict[str, np.ndarray]  # `pipeline` tells its form.
 # Shares of the rows, the shortest first.
 _SHARES = ((1,), (1 / 2, 1 / 2), (1 / 2, 1 / 4, 1 / 4), (1 / 4, 1 / 4, 1 / 4, 1 / 4))
 # In multiplications of the forward pass on one device; an H200 trains with 3e13 of them a second.
-# A part costs a millisecond, however small it is, and 12 s to trace and compile (Text in three
-# parts: 11.1 ms a step, 37 s before the first).
+# A part costs about a millisecond, however small it is, and 12 s to trace and compile: on Text a
+# step in three parts takes 11.1 ms, of which some 7.7 are its positions at the rate of whole
+# batches, and 37 s before the first.
 _OVERHEAD = 3.3e10
 _COMPILATION = 3.6e14
 # Positions of a part, those that the model adds included, are a multiple of this: fused attention
