@@ -12,9 +12,6 @@ from lra_tasks.paper import split_name
 from lra_tasks.plotting import color, label, new_figure
 from lra_tasks.variance_measures import Variance
 
-# Lines of a legend that the height of a figure has room for.
-_MOST_NAMES = 14
-
 
 def draw_metrics(found: Sequence[Variance]) -> Any:
   """Return the four metrics of the runs of one task side by side: Figure 5.
@@ -58,15 +55,15 @@ def _metrics(v: Variance) -> tuple[float, ...]:
 
 
 def _add_legend(figure: Any, found: Sequence[Variance]) -> None:
-  """Name the runs beside a figure; where there is no room for so many, their models."""
+  """Name the models beside a figure, whose runs share a color; a single run in full."""
   from matplotlib.patches import Patch
 
-  names = [(v.model, f'{label(v.model)}, {v.preset}, seed {v.seed}') for v in found]
-  if len(names) > _MOST_NAMES:
-    counts = collections.Counter(v.model for v in found)
-    runs = lambda count: 'one run' if count == 1 else f'{count} runs'
-    names = [(model, f'{label(model)}, {runs(count)}') for model, count in counts.items()]
-  patches = [Patch(color=color(model), label=name) for model, name in names]
+  counts = collections.Counter(v.model for v in found)
+  patches = []
+  for v in {v.model: v for v in found}.values():
+    count = counts[v.model]
+    runs = f'{v.preset}, seed {v.seed}' if count == 1 else f'{count} runs'
+    patches.append(Patch(color=color(v.model), label=f'{label(v.model)}, {runs}'))
   figure.legend(handles=patches, loc='outside right upper', frameon=False)
 
 

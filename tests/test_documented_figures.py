@@ -301,7 +301,42 @@ def test_disagreement_on_sst2():
   assert says('docs/analysis.md', sentence, [*squared('_rks'), *squared('_prf')])
 
 
+def test_disagreement_on_text():
+  runs = [run for run in runs_of('lra_tasks/results/text') if run.get('voting_accuracy')]
+  shares = lambda *samplers: [
+    100 * run['inconsistency'] for run in runs if run['model'].startswith(samplers)
+  ]
+  steady, mixtures = shares('fastfood', 'generative'), shares('gmm')
+  values = [min(steady), max(steady), min(mixtures), max(mixtures)]
+  sentence = 'contradicts the vote on # to # % of the reviews, with mixtures on # to # %'
+  assert says('docs/analysis.md', sentence, values)
+  sentence = 'of either features: # to # %, mixtures # to # %'
+  assert says('README.md', sentence, values)
+
+  gains = [run['voting_accuracy'] / run['accuracy'] for run in runs]
+  rsd, pi = ([run[name] for run in runs] for name in ('median_deviation', 'inconsistency'))
+  sentence = 'R² is # for RSD and gain, # for RSD and PI, # for PI and gain'
+  values = [r_squared(rsd, gains), r_squared(rsd, pi), r_squared(pi, gains)]
+  assert says('docs/analysis.md', sentence, values)
+
+
 # README.md
+
+
+def test_a_whole_training_in_the_readme():
+  runs = runs_of('lra_tasks/results/text')
+  seconds = {run['model']: run['wall_time_seconds'] for run in runs if run['seed'] == 0}
+  times = [seconds[name] for name in ('gmm_rks', 'fastfood_prf', 'generative_prf')]
+  sentence = 'takes # to # s to its last evaluation (`gmm_rks`, `fastfood_prf`, `generative_prf`'
+  assert says('README.md', sentence, [min(times), max(times)])
+
+
+def test_fixed_kernel_in_the_readme():
+  runs = [run for run in runs_of('lra_tasks/results/text') if run['seed'] == 0]
+  accuracies = {run['model']: 100 * run['accuracy'] for run in runs}
+  fixed = accuracies.pop('rks')
+  assert says('README.md', 'on Text the fixed kernel `rks` has # %, no less than', [fixed])
+  assert fixed >= max(accuracies.values())
 
 
 def test_speed_in_the_readme():
