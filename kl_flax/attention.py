@@ -125,7 +125,9 @@ class KernelAttention(nn.Module):
 
   Attributes:
     sampler: module that returns omega [H, M, D] when called with H and D, such as
-      `kl_flax.GaussianMixture`; None for features='elu' and 'relu'.
+      `kl_flax.GaussianMixture`; None for features='elu' and 'relu'. As with any module in Flax,
+      its parameters stand where it is made: in a compact method beside those of the attention, and
+      two attentions that are given it share them; elsewhere in 'sampler' of the attention.
     features: 'positive', 'softmax', 'fourier', 'elu' or 'relu'.
     smoothing: see `kernel_attention`.
     causal: whether a position sees itself and earlier ones alone.

@@ -14,7 +14,7 @@ def einsum_float32(
 
   Operands of 32 bits are taken as they are: TF32, the default of GPUs, would keep 10 of their bits.
   """
-  if jax.default_backend() == 'cpu':  # It lacks some products from 16 bits to 32.
+  if _default_device().platform == 'cpu':  # It lacks some products from 16 bits to 32.
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
   wide = a.dtype == b.dtype == jnp.float32
   precision = jax.lax.Precision.HIGHEST if wide else None
@@ -27,12 +27,15 @@ def cuda_capability() -> float:
   >>> cuda_capability() >= 0
   True
   """
-  device = jax.config.jax_default_device or jax.local_devices()[0]
-  if isinstance(device, str):  # A platform's name.
-    device = jax.local_devices(backend=device)[0]
+  device = _default_device()
   if device.platform != 'gpu' or 'cuda' not in device.client.platform_version.lower():
     return 0.0
   return float(device.compute_capability)
+
+
+def _default_device():
+  device = jax.config.jax_default_device or jax.local_devices()[0]
+  return jax.local_devices(backend=device)[0] if isinstance(device, str) else device
 
 
 def product_dtype(dtype: jnp.dtype) -> jnp.dtype:

@@ -65,7 +65,7 @@ class Predictor:
     params: its parameters.
     tokenizer: raw input to ids.
     spectral_key: PRNG key of the frequencies; draw i is made with `fold_in(spectral_key, i)`, and
-      `predict` takes draw 0.
+      `predict` takes draw 0. It may be set anew.
     stochastic: whether the model draws anything in prediction.
     num_texts: of an input that becomes one sequence of word pieces: 1, or 2 for pairs of sentences;
       None does not check it.
@@ -135,7 +135,8 @@ class Predictor:
     tokens = self.encode(inputs, 'predict', encoded=encoded)
     probabilities = np.zeros((len(tokens), self.model.num_classes), np.float32)
     for rows, batch, lengths in self._batches(tokens):
-      probabilities[rows] = self._predict(self.params, batch, lengths)[: len(rows)]
+      found = self._predict(self.params, self.spectral_key, batch, lengths)
+      probabilities[rows] = found[: len(rows)]
     labels = np.argmax(probabilities, axis=1).astype(np.int32)
     return Prediction(labels, probabilities, self._names(labels))
 
@@ -166,7 +167,8 @@ class Predictor:
       draws = draws[:1]
     logits = np.zeros((len(draws), len(tokens), self.model.num_classes), np.float64)
     for rows, batch, lengths in self._batches(tokens, (_LARGEST_BATCH, 1)):
-      logits[:, rows] = self._draw(self.params, batch, lengths, draws)[:, : len(rows)]
+      drawn = self._draw(self.params, self.spectral_key, batch, lengths, draws)
+      logits[:, rows] = drawn[:, : len(rows)]
     vote = count_votes(np.broadcast_to(logits, (samples, *logits.shape[1:])))
     return dataclasses.replace(vote, names=self._names(vote.labels))
 
@@ -203,7 +205,7 @@ class Predictor:
         times = []
         for _ in range(6):
           start = time.perf_counter()
-          jax.block_until_ready(self._predict(self.params, *batch))
+          jax.block_until_ready(self._predict(self.params, self.spectral_key, *batch))
           times.append(time.perf_counter() - start)
         found[bucket, size] = statistics.median(times[1:])  # The first one compiles.
     return found
@@ -243,7 +245,7 @@ class Predictor:
       jax.ShapeDtypeStruct(shape[:-1], jnp.int32),
     )
     portable = Predictor(_portable(self.model), self.params, self.tokenizer, self.spectral_key)
-    function = functools.partial(portable._probabilities, self.params)
+    function = functools.partial(portable._probabilities, self.params, self.spectral_key)
     with jax.default_device(jax.local_devices(backend='cpu')[0]):  # No program of this GPU.
       exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
     about = {
@@ -304,7 +306,7 @@ class Predictor:
       return self.model.num_inputs == 1 and _is_flat(inputs)
     if not isinstance(self.tokenizer, PixelTokenizer):
       return False
-    if not isinstance(inputs, np.ndarray) or inputs.dtype == object:
+    if not isinstance(inputs, (np.ndarray, jax.Array)) or inputs.dtype == object:
       return False
     # One that is no row of images has the wrong size as a whole, and is to be told as such.
     count = self.tokenizer.num_pixels
@@ -377,17 +379,17 @@ class Predictor:
       return longest
     return min(longest, max(_SHORTEST_BUCKET, 1 << max(length - 1, 0).bit_length()))
 
-  def _logits(self, params, inputs, lengths, draw):
+  def _logits(self, params, spectral_key, inputs, lengths, draw):
     mask = jnp.arange(inputs.shape[-1]) < lengths[..., None]
-    rngs = {'spectral': jax.random.fold_in(self.spectral_key, draw)}
+    rngs = {'spectral': jax.random.fold_in(spectral_key, draw)}
     return self.model.apply({'params': params}, inputs, mask, rngs=rngs)
 
-  def _probabilities(self, params: Any, inputs: jax.Array, lengths: jax.Array) -> jax.Array:
-    return jax.nn.softmax(self._logits(params, inputs, lengths, 0))
+  def _probabilities(self, params, spectral_key, inputs, lengths):
+    return jax.nn.softmax(self._logits(params, spectral_key, inputs, lengths, 0))
 
-  def _logits_of_draws(self, params, inputs, lengths, draws):
+  def _logits_of_draws(self, params, spectral_key, inputs, lengths, draws):
     """Return logits [draws, b, c]; what does not depend on the draw is computed once a chunk."""
-    function = functools.partial(self._logits, params, inputs, lengths)
+    function = functools.partial(self._logits, params, spectral_key, inputs, lengths)
     chunk = max(1, _LARGEST_BATCH // len(inputs))
     return jax.lax.map(function, draws, batch_size=min(chunk, len(draws)))
 

@@ -13,6 +13,7 @@ import functools
 import os
 from typing import Any
 
+import jax
 import numpy as np
 
 from kl_flax.wordpiece import WordPieceTokenizer, read_wordpiece, train_wordpiece
@@ -169,7 +170,7 @@ class PixelTokenizer:
     """Every id stands for an intensity."""
     return 0
 
-  def encode(self, image: np.ndarray) -> np.ndarray:
+  def encode(self, image: np.ndarray | jax.Array) -> np.ndarray:
     """Return the intensities, uint8[num_pixels].
 
     Args:

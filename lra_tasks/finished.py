@@ -216,7 +216,7 @@ class Damaged:
 
 
 # What every run tells of itself.
-_DESCRIBED = ('config', 'dataset', 'model', 'task')
+_DESCRIBED = {'config': dict, 'dataset': str, 'model': dict, 'task': str, 'tokenizer': dict}
 
 
 @contextlib.contextmanager
@@ -227,14 +227,33 @@ def _with_way_out() -> Iterator[None]:
     raise DamagedRun(f'{error}; move the run away, or restore the file') from error
 
 
-def read_description(model_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
+def read_description(
+  model_dir: str | os.PathLike[str], *, whole: bool = False
+) -> dict[str, Any] | None:
   """Return the contents of a run's config.json, or None where no run lies.
+
+  Args:
+    model_dir: the run's directory.
+    whole: whether all that every run tells of itself must be there; reports do without.
 
   Raises:
     DamagedRun: if the file is none that a run has written.
   """
+  path = os.path.join(model_dir, 'config.json')
   with _with_way_out():
-    return read_json(os.path.join(model_dir, 'config.json'))
+    description = read_json(path)
+    if whole and description is not None:
+      _check_description(description, path)
+  return description
+
+
+def _check_description(description: Mapping[str, Any], path: str) -> None:
+  if missing := [name for name in _DESCRIBED if name not in description]:
+    raise ValueError(f'{path}: missing: {", ".join(missing)}')
+  for name, type_ in _DESCRIBED.items():
+    if not isinstance(description[name], type_):
+      expected = 'an object' if type_ is dict else 'a string'
+      raise ValueError(f'{path}: {name} is {json.dumps(description[name])}: expected {expected}')
 
 
 def read_whole_description(model_dir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -242,14 +261,11 @@ def read_whole_description(model_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: where no run lies.
-    DamagedRun: if the file is none that a run has written, or lacks what every run tells.
+    DamagedRun: see `read_description`.
   """
-  description = read_description(model_dir)
+  description = read_description(model_dir, whole=True)
   if description is None:
     raise FileNotFoundError(f'{model_dir} holds no run: it has no config.json')
-  with _with_way_out():
-    if missing := [name for name in _DESCRIBED if name not in description]:
-      raise ValueError(f'{model_dir}/config.json: missing: {", ".join(missing)}')
   return description
 
 

@@ -185,6 +185,8 @@ def read_run(
   if 'num_predictions' in description['model']:
     raise ValueError(f'{run} predicts masked ids; gradients are taken of classifiers')
   accuracies = {r['step']: r['eval_accuracy'] for r in read_records(f'{run}/metrics.jsonl')}
+  if not accuracies:
+    raise ValueError(f'{run} has no evaluation yet: let it run on')
   reached = {percent: first_to_reach(accuracies, percent) for percent in percents}
   reached = {percent: step for percent, step in reached.items() if step is not None}
   has_checkpoints = has_checkpoint(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from kl_flax.checkpoints import named_leaves
 from kl_flax.models import get_row, make_model
 from kl_flax.tokenizers import Tokenizer, tokenizer_from_dict
 from lra_tasks import configuration, steps
-from lra_tasks.files import read_json
+from lra_tasks.finished import Run, read_description, read_folder
 
 # Arguments of a model that are not about its encoder's parameters.
 _NOT_OF_ENCODERS = (
@@ -33,28 +34,28 @@ class Pretrained:
 
   Raises:
     FileNotFoundError: if it holds no run, or one that is not finished.
-    ValueError: if its tokenizer cannot be read.
+    ValueError: if one of its files, the tokenizer's too, is damaged.
   """
 
   def __init__(self, model_dir: str) -> None:
     self.model_dir = os.path.abspath(model_dir)
-    self._description = self._read('config.json', 'holds no run')
-    # Later, its best step might be another one.
-    self._results = self._read('results.json', 'holds a run that is not finished: let it run on')
-    self.tokenizer: Tokenizer = tokenizer_from_dict(self._description['tokenizer'], model_dir)
-
-  def _read(self, name: str, otherwise: str) -> dict[str, Any]:
-    found = read_json(os.path.join(self.model_dir, name))
-    if found is None:
-      raise FileNotFoundError(f'--init_from={self.model_dir} {otherwise} (there is no {name})')
-    return found
+    description = read_description(self.model_dir, whole=True)
+    found = read_folder(Path(self.model_dir))
+    if description is None:
+      raise FileNotFoundError(f'--init_from={self.model_dir} holds no run: it has no config.json')
+    if not isinstance(found, Run):  # Later, its best step might be another one.
+      raise FileNotFoundError(
+        f'--init_from={self.model_dir} holds a run that is not finished: let it run on'
+      )
+    self._description, self._results = description, found
+    self.tokenizer: Tokenizer = tokenizer_from_dict(description['tokenizer'], model_dir)
 
   @property
   def label(self) -> str:
     """What tells apart runs that start from different ones: task, model, config, seed, step."""
     described = self._description
     model, seed = described['config']['model_type'], described['config']['random_seed']
-    step = self._results['best_step'] or self._results['steps']
+    step = self._results.best_step or self._results.steps
     return f'{described["task"]}/{model}/{described["config_id"]}/seed{seed}/step{step}'
 
   def check(self, arguments: Mapping[str, Any]) -> None:

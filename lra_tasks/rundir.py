@@ -98,13 +98,13 @@ def describe(
 
 def stored_dtype(model_dir: str) -> str | None:
   """Return the dtype of the run that lies there, if one does."""
-  description = read_description(model_dir)
-  return description and description['model']['dtype']
+  description = read_description(model_dir, whole=True)
+  return description and description['model'].get('dtype')
 
 
 def stored_task_name(model_dir: str) -> str | None:
   """Return the name of the data set of the run that lies there, if it was given one."""
-  description = read_description(model_dir)
+  description = read_description(model_dir, whole=True)
   return description and description.get('task_name')
 
 
@@ -118,7 +118,7 @@ class Origin(NamedTuple):
 
 def stored_origin(model_dir: str) -> Origin | None:
   """Return what the run that lies there started from; None without a run, or if from nothing."""
-  description = read_description(model_dir)
+  description = read_description(model_dir, whole=True)
   label = description and description['config'].get('pretrained')
   if not label:
     return None
@@ -150,7 +150,7 @@ def check_run(
       there was given a `source`, and now there is none.
     OSError: if it cannot be written.
   """
-  existing = read_description(model_dir)
+  existing = read_description(model_dir, whole=True)
   if existing is None:
     if write and parallel.is_primary():
       _check_could_be_written(model_dir)
@@ -242,7 +242,7 @@ def open_run(
   with contextlib.ExitStack() as stack:
     if parallel.is_primary():
       try:
-        existing = read_description(model_dir)
+        existing = read_description(model_dir, whole=True)
         if existing is not None:
           _refuse(model_dir, _difference(existing, description), resume)
         description['sessions'] = _sessions(existing, description)

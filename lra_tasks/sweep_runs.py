@@ -85,6 +85,13 @@ def outcome_of(job: Job, directories: Sequence[pathlib.Path]) -> Outcome:
   return outcome
 
 
+def _is_finished(folder: pathlib.Path) -> bool:
+  try:
+    return isinstance(read_folder(folder), Run)
+  except (OSError, ValueError):  # What lies there is for the outcome to tell.
+    return False
+
+
 def _place(run: Unfinished | None) -> str:
   """Return how far a run got; None is one that has just begun."""
   return f'at step {run.step:,}' if run and run.step else 'before an evaluation'
@@ -231,9 +238,7 @@ class Sweep:
 
   def _report(self) -> None:
     """Say how far the runs are whose output nobody sees."""
-    is_finished = lambda job: any(
-      (folder / job.name / 'results.json').exists() for folder in self._directories()
-    )
+    is_finished = lambda job: any(_is_finished(folder / job.name) for folder in self._directories())
     running = [f'{job.name} {self._place_of(job)}' for job in tuple(self._processes.values())]
     logger.info(
       '%d of %d runs are finished; under way: %s',

@@ -135,7 +135,7 @@ def measure_runs(choice: Choice, **options: Any) -> list[Variance]:
       try:
         predictor = Predictor.restore(str(folder))
         description = read_whole_description(folder)
-      except ValueError as error:
+      except (ValueError, FileNotFoundError) as error:  # The latter: of one of its files.
         if folder in choice.named:
           raise
         choice.left_out[folder], choice.damaged[folder] = 'damaged', str(error)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -95,22 +95,24 @@ def capture(
       have, whatever the mechanism; in others only `KernelAttention` and `SoftmaxAttention` are.
   """
   key = jax.random.key(0) if spectral_key is None else spectral_key
-  modules: list[tuple[str, nn.Module]] = []
+  modules: list[_Found] = []
 
   def run(params, inputs, key_mask):
-    calls, draws = [], []
+    calls, draws = [], {}
     modules.clear()
 
     def look(call, args, kwargs, context):
-      before = len(modules)
-      out, module = call(*args, **kwargs), context.module
+      before, module = len(modules), context.module
       if context.method_name != '__call__':
-        return out
-      if isinstance(module.parent, KernelAttention):  # The sampler, its only submodule.
-        draws.append(as_weighted(out))
+        return call(*args, **kwargs)
+      if (sampler := _sampler(module)) is not None:
+        draws[sampler.path] = (None, None)  # It is about to draw.
+      out = call(*args, **kwargs)
+      if module.path in draws:
+        draws[module.path] = as_weighted(out)
       elif _is_attention(module) and len(modules) == before:  # Else it is around one.
-        modules.append(('/'.join(module.path), module.clone(parent=None, name=None)))
-        frequencies = draws.pop() if draws else (None, None)
+        modules.append(_Found.of(module))
+        frequencies = (None, None) if sampler is None else draws.pop(sampler.path)
         calls.append((_arguments(*args, **kwargs), out, frequencies))
       return out
 
@@ -126,13 +128,45 @@ def capture(
       'or SoftmaxAttention, or the mechanism of a MultiHeadAttention'
     )
   found = []
-  for (path, attention), (arguments, out, frequencies) in zip(modules, calls, strict=True):
-    arguments, out, frequencies = _to_numpy((arguments, out, frequencies))
+  for module, call in zip(modules, calls, strict=True):
+    arguments, out, frequencies = _to_numpy(call)
     *inputs_, mask, more = arguments
     mask = np.ones(out.shape[:2], bool) if mask is None else mask
-    own = _subtree(params, path.split('/'))
-    found.append(AttentionLayer(path, attention, own, *inputs_, more, mask, out, *frequencies))
+    path, own = '/'.join(module.path), module.params_of(params)
+    found.append(
+      AttentionLayer(path, module.attention, own, *inputs_, more, mask, out, *frequencies)
+    )
   return found
+
+
+class _Found(NamedTuple):
+  """An attention by itself, and where it and its sampler stand in the model.
+
+  A sampler that was made inside of a compact method stands beside the attention, not in it: Flax
+  gives a module to whoever makes it.
+  """
+
+  attention: nn.Module
+  path: tuple[str, ...]
+  sampler: tuple[str, ...] | None
+
+  @classmethod
+  def of(cls, module):
+    if (sampler := _sampler(module)) is None:
+      return cls(module.clone(parent=None, name=None), module.path, None)
+    alone = module.clone(parent=None, name=None, sampler=sampler.clone(parent=None, name=None))
+    return cls(alone, module.path, sampler.path)
+
+  def params_of(self, params):
+    """Return what of a model's parameters `attention` takes."""
+    own = dict(_subtree(params, self.path))
+    if self.sampler is not None and (of_sampler := _subtree(params, self.sampler)):
+      own['sampler'] = of_sampler
+    return own
+
+
+def _sampler(module):
+  return module.sampler if isinstance(module, KernelAttention) else None
 
 
 def _is_attention(module):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from breadth import slow_but
+from flax.traverse_util import flatten_dict
 
 from kl_flax import inspection
 from kl_flax.attention import KernelAttention
@@ -14,6 +15,7 @@ from kl_flax.inspection import capture, capture_inputs, maps
 from kl_flax.models import MODELS, make_classifier
 from kl_flax.orthogonal import Gaussian
 from kl_flax.predictor import Predictor
+from kl_flax.spectral import GaussianMixture
 from kl_flax.tokenizers import ByteTokenizer
 
 SIZES = {
@@ -142,6 +144,51 @@ def test_rows_of_maps_do_not_depend_on_others(layers, monkeypatch):
   monkeypatch.setattr(maps, '_VALUES_AT_ONCE', 300)  # Two rows at a time.
   some = inspection.attention_map(layers[1], rows=[3, 0, 6])
   np.testing.assert_allclose(some, whole[:, [3, 0, 6]], rtol=1e-5, atol=1e-6)
+
+
+class SelfAttention(nn.Module):
+  """Attention of a model that is none of the package's; the sampler stands where Flax puts it."""
+
+  where: str
+
+  def setup(self):
+    if self.where == 'setup':
+      self.attention = KernelAttention(GaussianMixture(8))
+
+  @nn.compact
+  def __call__(self, x):
+    query, key, value = (nn.DenseGeneral((2, 4))(x) for _ in range(3))
+    if self.where == 'setup':
+      return x + nn.DenseGeneral(x.shape[-1], axis=(-2, -1))(self.attention(query, key, value))
+    sampler = GaussianMixture(8)
+    attended = KernelAttention(sampler)(query, key, value)
+    if self.where == 'shared':
+      attended += KernelAttention(sampler, 'fourier')(query, key, value)
+    return x + nn.DenseGeneral(x.shape[-1], axis=(-2, -1))(attended)
+
+
+@pytest.mark.parametrize('where', ['setup', 'compact', 'shared'])
+def test_samplers_inside_and_beside_their_attention(where):
+  class Model(nn.Module):
+    @nn.compact
+    def __call__(self, x, key_mask=None):
+      return SelfAttention(where)(SelfAttention(where)(x))
+
+  model, x = Model(), np.random.default_rng(0).normal(size=(2, 5, 6)).astype(np.float32)
+  params = model.init({'params': jax.random.key(0), 'spectral': jax.random.key(1)}, x)['params']
+  layers = capture(model, params, x)
+  assert len(layers) == (4 if where == 'shared' else 2)
+  means = [x for path, x in flatten_dict(params).items() if path[-1] == 'mean']
+  assert len(means) == 2
+  for layer in layers:
+    assert any(np.array_equal(layer.params['mean'], mean) for mean in means)
+    weights = inspection.attention_map(layer, 1)
+    expected = np.einsum('hrs,shd->rhd', weights, layer.value[1])
+    np.testing.assert_allclose(layer.output[1], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(inspection.exact_map(layer, 1).sum(axis=-1), 1, rtol=1e-5)
+    assert inspection.error_report(layer, num_draws=9).measured.min() > 0
+  assert len(inspection.eigenvalue_rows(layers)) == 2 * len(layers)
+  assert not np.array_equal(layers[0].omega, layers[-1].omega)
 
 
 def test_causal_maps_see_no_later_key():

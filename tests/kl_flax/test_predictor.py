@@ -90,6 +90,8 @@ def test_a_single_image_is_one_input(shape, image_model):
   expected = image_model.predict(images[1:2]).probabilities
   np.testing.assert_array_equal(one.probabilities, expected)
   assert image_model.vote(images[1], 2).labels.shape == (1,)
+  on_device = image_model.predict(jnp.asarray(images[1].reshape(shape)))
+  np.testing.assert_array_equal(on_device.probabilities, one.probabilities)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +195,19 @@ def test_the_first_draw_is_that_of_predictions(texts):
   np.testing.assert_array_equal(vote.labels, prediction.labels)
   np.testing.assert_allclose(vote.probabilities, prediction.probabilities, rtol=1e-4)
   assert (vote.inconsistency == 0).all()
+
+
+def test_the_key_of_the_frequencies_may_be_set_anew(texts):
+  other = Predictor(texts.model, texts.params, texts.tokenizer, jax.random.key(5))
+  one = Predictor(texts.model, texts.params, texts.tokenizer, texts.spectral_key)
+  before = one.predict(['a text']).probabilities
+  one.vote(['a text'], 3)
+  one.spectral_key = other.spectral_key
+  expected = other.predict(['a text']).probabilities
+  assert np.abs(before - expected).max() > 1e-6
+  np.testing.assert_array_equal(one.predict(['a text']).probabilities, expected)
+  votes, expected = (p.vote(['a text'], 3).probabilities for p in (one, other))
+  np.testing.assert_array_equal(votes, expected)
 
 
 def test_a_model_that_draws_nothing_says_so(caplog):

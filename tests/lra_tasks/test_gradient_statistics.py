@@ -173,6 +173,13 @@ def test_of_a_run_without_checkpoints_only_the_curve_is_drawn(run, tmp_path, cap
   assert [path.name for path in (tmp_path / 'out').iterdir()] == ['learning_curves.png']
 
 
+def test_a_run_that_has_just_begun(run, tmp_path, capsys):
+  shutil.copytree(run, tmp_path / 'run')
+  (tmp_path / 'run/metrics.jsonl').unlink()
+  assert command(tmp_path / 'run', f'--out={tmp_path}/out') == 1
+  assert f'{tmp_path}/run has no evaluation yet: let it run on' in capsys.readouterr().err
+
+
 def test_other_data_is_refused(shared, run, tmp_path, capsys):
   shutil.copytree(run, tmp_path / 'run')
   description = read(run, 'config.json') | {'dataset': 'sparse_sum/other'}

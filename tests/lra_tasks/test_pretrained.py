@@ -146,6 +146,12 @@ def test_runs_that_are_none(pretrained, tmp_path):
   shutil.copytree(pretrained, tmp_path / 'd', ignore=shutil.ignore_patterns('checkpoints'))
   with pytest.raises(FileNotFoundError, match='holds no checkpoint: a training that has not ended'):
     Pretrained(str(tmp_path / 'd')).start(parameters())
+  # An evaluation of a run that was stopped; when it goes on, another step may be its best.
+  results = read(pretrained, 'results.json')
+  tested = json.dumps(results | {'steps': results['steps'] - 1})
+  (tmp_path / 'd/results.json').write_text(tested)
+  with pytest.raises(FileNotFoundError, match='a run that is not finished: let it run on'):
+    Pretrained(str(tmp_path / 'd'))
   (tmp_path / 'd/results.json').unlink()
   with pytest.raises(FileNotFoundError, match='a run that is not finished: let it run on'):
     Pretrained(str(tmp_path / 'd'))

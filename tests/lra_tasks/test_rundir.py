@@ -1,6 +1,7 @@
 import collections
 import functools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,12 +9,16 @@ import pytest
 from kl_flax.tokenizers import ByteTokenizer
 from lra_tasks import rundir
 from lra_tasks.files import read_json
+from lra_tasks.finished import DamagedRun
 
 STATE = {'w': np.zeros(2**18, np.float32)}  # 1 MiB
 
 
 def description(**config):
-  return {'config': {'warmup': 10, **config}, 'dataset': 'd', 'model': {'dtype': 'f'}, 'x': 1}
+  return {
+    'config': {'warmup': 10, **config}, 'dataset': 'd', 'model': {'dtype': 'f'}, 'task': 'text',
+    'tokenizer': {'type': 'bytes'}, 'x': 1,
+  }  # fmt: skip
 
 
 def open_run(model_dir, about, state, **options):
@@ -87,9 +92,7 @@ def test_what_the_config_tells_is_said_before_there_is_data(tmp_path):
     str(tmp_path), {'warmup': 10, 'dtype': 'auto'} | fields, source, resume=resume
   )
   check(None)
-  stored = {
-    'dataset': 'image/x/1.0.0', 'from_source': True, 'config': {'warmup': 10, 'dtype': 'float32'}
-  }  # fmt: skip
+  stored = description(dtype='float32') | {'dataset': 'image/x/1.0.0', 'from_source': True}
   (tmp_path / 'config.json').write_text(json.dumps(stored))
   check('there')
   with pytest.raises(ValueError, match='a run on image/x/1.0.0, .* give the same --source again'):
@@ -145,7 +148,7 @@ def test_what_a_run_was_told_at_its_start_is_stored(tmp_path):
   assert rundir.stored_task_name(str(tmp_path)) is None
   assert rundir.stored_origin(str(tmp_path)) is None
   about = description(pretrained='wikitext/m/id/seed0/step1')
-  about |= {'task_name': 'agnews', 'init_from': '/a', 'tokenizer': {'type': 'bytes'}}
+  about |= {'task_name': 'agnews', 'init_from': '/a'}
   open_run(str(tmp_path), about, STATE, resume=True)
   assert rundir.stored_task_name(str(tmp_path)) == 'agnews'
   found = rundir.stored_origin(str(tmp_path))
@@ -153,12 +156,32 @@ def test_what_a_run_was_told_at_its_start_is_stored(tmp_path):
   assert found.tokenizer == ByteTokenizer()
 
 
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'model': None, 'task': None}, 'missing: model, task'),
+    ({'config': 'of something else'}, 'config is "of something else": expected an object'),
+    ({'dataset': 7}, 'dataset is 7: expected a string'),
+  ],
+)
+def test_a_config_of_something_else_is_named(tmp_path, changes, message):
+  found = {**description(), **changes}
+  found = {name: value for name, value in found.items() if value is not None}
+  (tmp_path / 'config.json').write_text(json.dumps(found))
+  match = re.escape(f'{tmp_path}/config.json: {message}; move the run away, or restore the file')
+  for ask in (rundir.stored_dtype, rundir.stored_origin, rundir.stored_task_name):
+    with pytest.raises(DamagedRun, match=match):
+      ask(str(tmp_path))
+  with pytest.raises(DamagedRun, match=match):
+    rundir.check_run(str(tmp_path), {'dtype': 'auto'}, None, resume=True)
+
+
 def test_another_data_set_is_another_run(tmp_path):
   config = {'task': 'text', 'dtype': 'auto'}
   check = lambda name: rundir.check_run(str(tmp_path), config, None, name, resume=True)
   for stored, other in ((None, 'agnews'), ('agnews', 'imdb_reviews')):
-    description = {'dataset': 'x', 'config': config | {'dtype': 'float32'}, 'task_name': stored}
-    (tmp_path / 'config.json').write_text(json.dumps(description))
+    about = {**description(), 'config': config | {'dtype': 'float32'}, 'task_name': stored}
+    (tmp_path / 'config.json').write_text(json.dumps(about))
     check(None)
     check(stored or 'imdb_reviews')
     own = stored or 'imdb_reviews'

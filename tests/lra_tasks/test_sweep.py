@@ -10,6 +10,7 @@ import time
 
 import pytest
 from absl import flags
+from report_helpers import RUN
 from run_helpers import ROOT, environment
 
 from lra_tasks import files, sweep, sweep_runs
@@ -685,10 +686,13 @@ def test_runs_on_glue_start_with_a_run_of_their_model(tmp_path, monkeypatch):
   for model in ('prf', 'rks'):
     folder = tmp_path / f'{model}_paper'
     folder.mkdir()
-    config = {'model_type': model, 'random_seed': 3}
-    description = {'task': 'wikitext/wikitext-2', 'config': config, 'config_id': 'abc'}
-    (folder / 'config.json').write_text(json.dumps(description | {'tokenizer': None}))
-    (folder / 'results.json').write_text(json.dumps({'best_step': 20, 'steps': 40}))
+    config = {'model_type': model, 'random_seed': 3, 'num_train_steps': 40}
+    description = {
+      'task': 'wikitext/wikitext-2', 'config': config, 'config_id': 'abc', 'model': {},
+      'dataset': 'wikitext/2', 'tokenizer': {},
+    }  # fmt: skip
+    (folder / 'config.json').write_text(json.dumps(description))
+    (folder / 'results.json').write_text(json.dumps({**RUN, 'best_step': 20, 'steps': 40}))
   make = lambda init_from: make_jobs(
     ['cola', 'listops'], ['prf', 'rks'], [0], changes=['learning_rate=0.002'], configs=CONFIGS,
     init_from=init_from,

@@ -237,6 +237,25 @@ def test_a_damaged_checkpoint_below_a_folder_costs_that_run_alone(
   assert 'cannot be read: its contents do not match' in err
 
 
+def test_a_vocabulary_that_is_missing_below_a_folder_costs_that_run_alone(
+  capsys, shared, reference, tmp_path
+):
+  for name in ('bad', 'good'):
+    shutil.copytree(reference, tmp_path / 'runs' / name)
+  bad = tmp_path / 'runs/bad'
+  tokenizer = {'type': 'wordpiece', 'file': 'tokenizer.json', 'sha256': '0', 'pair': False}
+  description = read(reference, 'config.json') | {'tokenizer': tokenizer}
+  (bad / 'config.json').write_text(json.dumps(description))
+  options = ['--samples=3', '--limit=4', f'--data_dir={shared}/data', f'--out={tmp_path}/out']
+  code, out, err = run(capsys, tmp_path / 'runs', *options)
+  assert code == 0, err
+  assert 'Runs left out: 1 damaged.' in out
+  assert 'tokenizer.json' in out
+  code, _, err = run(capsys, bad, *options)
+  assert code == 1
+  assert 'tokenizer.json' in err
+
+
 def test_a_config_of_another_version_below_a_folder_costs_that_run_alone(capsys, tmp_path):
   keep(tmp_path / 'runs/good', **VOTES)
   keep(tmp_path / 'runs/gone', 'gone')
@@ -304,15 +323,13 @@ def test_kept_results_make_the_figures(capsys, tmp_path):
 
 
 @pytest.mark.parametrize('draw', [draw_metrics, draw_correlations])
-def test_legends_name_the_models_of_many_runs(draw):
+def test_legends_name_each_model_once(draw):
   of = lambda model, seed: Variance(
     model, 'paper', seed, 'text', 'test', 9, 10, 0.5 + 0.01 * seed, 0.6, 0.1, 0.2 + seed, 0.3
   )
   names = lambda figure: [text.get_text() for text in figure.legends[0].get_texts()]
-  few = [of('gmm_prf', seed) for seed in range(3)]
-  assert names(draw(few)) == [f'gmm_prf, paper, seed {seed}' for seed in range(3)]
-  many = [of('gmm_prf', seed) for seed in range(14)]
-  assert names(draw([*many, of('prf', 0)])) == ['gmm_prf, 14 runs', 'prf, one run']
+  several = [of('gmm_prf', seed) for seed in range(3)]
+  assert names(draw([*several, of('prf', 7)])) == ['gmm_prf, 3 runs', 'prf, paper, seed 7']
 
 
 def test_infinite_deviations_of_kept_results(capsys, tmp_path):
