@@ -220,6 +220,7 @@ def _fixed(directions: str, num_frequencies: int, *options: Any) -> nn.Module:
 
 
 def _linear() -> KernelAttention:
+  """Linear attention (Katharopoulos et al. 2020), elu(x) + 1; unlike LRA's it masks padding."""
   return KernelAttention(None, 'elu')
 
 

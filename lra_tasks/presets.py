@@ -68,8 +68,8 @@ _TUNED_SIZES: dict[str, dict[str, dict[str, int]]] = {
 def parse_argument(argument: str, presets: Iterable[str] = PRESETS) -> tuple[str, str]:
   """Return model and preset of a config argument 'MODEL[,PRESET]'.
 
-  Without a preset: 'lra' for the models that LRA has files of, 'paper' for all others, where the
-  task has them.
+  Without a preset: 'lra' for the models that LRA has files of, 'paper' for all others; where the
+  task lacks it, the first that it has.
 
   Raises:
     ValueError: for an unknown model or preset, with the nearest known name.
