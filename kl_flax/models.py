@@ -310,6 +310,33 @@ class AttentionFactory:
     return get_row(self.model_type)(self.num_positions, **dict(self.options))
 
 
+def make_attention(
+  model_type: str, *, num_positions: int | None = None, **options: Any
+) -> nn.Module:
+  """Return the attention of a model of the zoo, for a model of one's own.
+
+  It is called with queries, keys and values [b, l, h, d] and, if not all are valid, a key mask
+  [b, l]. Where frequencies are drawn, as by learned kernels, every `apply` needs a key of the
+  stream 'spectral'; where weights are dropped, one of 'dropout' if `deterministic=False`.
+
+  Args:
+    model_type: a key of `kl_flax.models.MODELS`.
+    num_positions: the longest sequence, for mechanisms with parameters for every position
+      (`linformer`, `synthesizer`).
+    **options: of the mechanism, as `config.attention` has them.
+
+  Raises:
+    ValueError: for an unknown model_type or option, with the nearest known name; for a value that
+      the mechanism refuses; without `num_positions` where that is needed.
+
+  >>> make_attention('gmm_rks', num_frequencies=64).features
+  'fourier'
+  """
+  if num_positions is None and get_row(model_type).depends_on_positions:
+    raise ValueError(f'{model_type} has parameters for every position: name num_positions')
+  return AttentionFactory.of(model_type, num_positions or 1, options)()
+
+
 def make_classifier(
   model_type: str,
   *,
@@ -401,6 +428,10 @@ def make_encoder(
   model_type: str, attention: Mapping[str, Any] | None = None, dtype: Any = 'float32', **sizes: Any
 ) -> Encoder:
   """Return the encoder of a model; see `make_classifier`."""
+  known = _fields(Encoder).keys() - {'make_attention', 'dtype'}
+  for name in sizes:
+    if name not in known:
+      raise ValueError(unknown_name('size or switch of the encoder', name, known))
   module = Encoder(None, dtype=jnp.dtype(dtype), **sizes)
   make_attention = AttentionFactory.of(model_type, module.num_positions, attention or {})
   return module.copy(make_attention=make_attention)

@@ -12,7 +12,7 @@ from kl_flax.attention import KernelAttention
 from kl_flax.baselines.linformer import LinformerAttention
 from kl_flax.baselines.softmax import SoftmaxAttention
 from kl_flax.errors import unknown_name
-from kl_flax.models import MODELS, get_row, make_classifier
+from kl_flax.models import MODELS, get_row, make_attention, make_classifier
 
 TINY = {
   'num_classes': 3,
@@ -274,3 +274,42 @@ def test_pairs_get_a_classifier_of_pairs():
     make_classifier('gmm_prf', num_inputs=3, **TINY)
   with pytest.raises(ValueError, match="interaction='NLI' needs pairs"):
     make_classifier('gmm_prf', interaction='NLI', **TINY)
+
+
+class Own(nn.Module):
+  """A model of somebody's own around an attention of the zoo."""
+
+  model_type: str
+
+  @nn.compact
+  def __call__(self, x):
+    query, key, value = (nn.DenseGeneral((2, 8))(x) for _ in range(3))
+    attention = make_attention(self.model_type, num_positions=24)
+    attended = attention(query, key, value, jnp.arange(24)[None] < jnp.array([[24], [5]]))
+    return nn.DenseGeneral(x.shape[-1], axis=(-2, -1))(attended)
+
+
+@pytest.mark.parametrize('model_type', slow_but(('gmm_prf', 'rks', 'synthesizer'), MODELS))
+def test_attention_by_its_name(model_type):
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 24, 6)), jnp.float32)
+  out, variables = Own(model_type).init_with_output(RNGS, x)
+  assert out.shape == x.shape
+  assert np.isfinite(out).all()
+  again = Own(model_type).apply(variables, x, rngs={'spectral': RNGS['spectral']})
+  np.testing.assert_allclose(again, out, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_by_its_name_takes_the_options_of_models():
+  attention = make_attention('gmm_rks', num_frequencies=64, smoothing=0.5)
+  assert (attention.features, attention.sampler.num_frequencies) == ('fourier', 64)
+  assert attention.smoothing == 0.5
+  with pytest.raises(ValueError, match="num_freq' .did you mean 'num_frequencies'"):
+    make_attention('gmm_rks', num_freq=64)
+  with pytest.raises(ValueError, match='linformer has parameters for every position: name num_pos'):
+    make_attention('linformer')
+
+
+def test_unknown_sizes_are_named():
+  message = "unknown size or switch of the encoder 'num_layer' .did you mean 'num_layers'"
+  with pytest.raises(ValueError, match=message):
+    make_classifier('gmm_prf', num_layer=2, **TINY)
