@@ -47,7 +47,7 @@ from kl_flax.checkpoints import has_checkpoint
 from kl_flax.heads import ACTIVATIONS, Classifier
 from kl_flax.inspection import markdown
 from kl_flax.models import MODELS, make_classifier
-from lra_tasks import data_flags, rundir, steps, tasks
+from lra_tasks import data_flags, steps, tasks
 from lra_tasks.console import (
   define_integers,
   one_line_errors,
@@ -57,9 +57,10 @@ from lra_tasks.console import (
   three_digits,
 )
 from lra_tasks.data import pipeline
-from lra_tasks.finished import read_whole_description
 from lra_tasks.plotting import color, label, new_figure, save
-from lra_tasks.run_log import read_records
+from lra_tasks.runs import rundir
+from lra_tasks.runs.finished import read_whole_description
+from lra_tasks.runs.log import read_records
 
 logger = logging.getLogger('lra_tasks.gradient_statistics')  # Not __main__, whose lines go astray.
 

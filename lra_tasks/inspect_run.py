@@ -31,11 +31,12 @@ from kl_flax.errors import unknown_name
 from kl_flax.inspection import AttentionLayer
 from kl_flax.models import make_classifier
 from kl_flax.tokenizers import ByteTokenizer, PixelTokenizer
-from lra_tasks import compilation, data_flags, inspect_figures, plotting, rundir, steps
+from lra_tasks import compilation, data_flags, inspect_figures, plotting, steps
 from lra_tasks.console import one_line_errors, parse_flags, set_up_logging
 from lra_tasks.data import pipeline
-from lra_tasks.finished import read_whole_description
-from lra_tasks.pretrained import Pretrained
+from lra_tasks.runs import rundir
+from lra_tasks.runs.finished import read_whole_description
+from lra_tasks.runs.origin import NamedOrigin
 
 SHOWN = ('eigenvalues', 'kernel', 'spectrum', 'attention', 'error')
 # What is left to see where frequencies are drawn, but nothing is learned; and where there are none.
@@ -99,7 +100,7 @@ def initial_params(description: Mapping[str, Any]) -> Any:
   init = jax.jit(functools.partial(steps.init_state, model, optax.identity()))
   params = init(seed=np.uint32(description['config']['random_seed'])).params
   if origin := description.get('init_from'):
-    pretrained = Pretrained(origin)
+    pretrained = NamedOrigin(origin)
     if pretrained.label != description['config']['pretrained']:
       raise ValueError(
         f'the run began with {description["config"]["pretrained"]}, but in {origin} there is '

@@ -15,8 +15,8 @@ import numpy as np
 from lra_tasks import parallel
 from lra_tasks.console import Progress
 from lra_tasks.metrics import LABELS, mean_of_draws
-from lra_tasks.run_checkpoints import RunCheckpoints
-from lra_tasks.run_log import RunLog, means
+from lra_tasks.runs.checkpoints import RunCheckpoints
+from lra_tasks.runs.log import RunLog, means
 
 logger = logging.getLogger(__name__)
 

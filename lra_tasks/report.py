@@ -25,10 +25,11 @@ from pathlib import Path
 from absl import app, flags
 
 from lra_tasks.console import one_line_errors, parse_flags
-from lra_tasks.reporting import results
 from lra_tasks.reporting.html import render_html
+from lra_tasks.reporting.published import load_published
 from lra_tasks.reporting.rows import build_report
 from lra_tasks.reporting.text import render_csv, render_markdown, render_table
+from lra_tasks.runs.finding import KEPT, load_results
 
 _FORMAT = flags.DEFINE_enum(
   'format', 'table', ('table', 'markdown', 'csv', 'html'),
@@ -61,8 +62,8 @@ RENDERERS = {
 @one_line_errors
 def main(argv: Sequence[str]) -> int:
   """Print the report of the directories `argv[1:]`; return the exit code."""
-  found = results.load_results(argv[1:] or [results.KEPT])
-  report = build_report(found, results.load_published(), _PUBLISHED.value, _EXTERNAL.value)
+  found = load_results(argv[1:] or [KEPT])
+  report = build_report(found, load_published(), _PUBLISHED.value, _EXTERNAL.value)
   text = RENDERERS[_FORMAT.value](report)
   if _FORMAT.value == 'csv':  # The other formats have notes.
     for note in report.left_out:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from kl_flax.models import get_row
 from lra_tasks import command_line, configuration
-from lra_tasks.pretrained import Pretrained
+from lra_tasks.runs.origin import NamedOrigin
 from lra_tasks.tasks import get_task
 
 # The preset of models whose own differ.
@@ -66,7 +66,7 @@ class Job(NamedTuple):
 def _fields(job: Job) -> dict[str, Any]:
   config = command_line.load(job.config, dict(job.changes) | {'random_seed': str(job.seed)})
   fields = configuration.resolve(config)
-  return fields | ({'pretrained': Pretrained(job.init_from).label} if job.init_from else {})
+  return fields | ({'pretrained': NamedOrigin(job.init_from).label} if job.init_from else {})
 
 
 def _literal(text: str) -> Any:

@@ -18,9 +18,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lra_tasks import parallel, rundir
+from lra_tasks import parallel
 from lra_tasks.files import is_taken, lock
-from lra_tasks.finished import DamagedRun, Run, Unfinished, read_description, read_folder
+from lra_tasks.runs import rundir
+from lra_tasks.runs.finished import DamagedRun, Run, Unfinished, read_description, read_folder
 from lra_tasks.signals import exit_code_of, handle_signals
 from lra_tasks.sweep_jobs import Job
 from lra_tasks.tasks import get_task

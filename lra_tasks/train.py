@@ -25,7 +25,6 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from kl_flax.models import make_model
-from kl_flax.tokenizers import Tokenizer
 from lra_tasks import (
   command_line,
   compilation,
@@ -34,8 +33,6 @@ from lra_tasks import (
   machine,
   optimizer,
   parallel,
-  run_results,
-  rundir,
   steps,
   tasks,
 )
@@ -43,11 +40,12 @@ from lra_tasks.console import set_up_logging
 from lra_tasks.data import datasets, pipeline
 from lra_tasks.evaluation import evaluate
 from lra_tasks.files import write_json
-from lra_tasks.finished import Run, read_folder
 from lra_tasks.loop import Loop, NonFiniteLossError
-from lra_tasks.pretrained import Pretrained
-from lra_tasks.run_checkpoints import RunCheckpoints
-from lra_tasks.run_log import RunLog
+from lra_tasks.runs import results, rundir
+from lra_tasks.runs.checkpoints import RunCheckpoints
+from lra_tasks.runs.finished import Run, read_folder
+from lra_tasks.runs.log import RunLog
+from lra_tasks.runs.origin import Origin, find_origin
 from lra_tasks.signals import code_of_interrupt
 from lra_tasks.splits import Splits, read_splits
 from lra_tasks.tasks import get_task
@@ -106,13 +104,12 @@ def train(
   if not test_only and _is_finished(fields, model_dir):
     return 0
   fields = _with_dtype(fields, model_dir)
-  pretrained = origin.tokenizer if origin else None
-  _check_model(fields, origin, pretrained)
+  _check_model(fields, origin)
 
   task_name = task_name or rundir.stored_task_name(model_dir)
   builder = _prepare_data(fields, data_dir, source, task_name)
   spec = get_task(fields['task'])
-  tokenizer = tasks.tokenizer_of(spec, builder, pretrained)
+  tokenizer = tasks.tokenizer_of(spec, builder, origin.tokenizer)
   arguments = configuration.model_arguments(fields, builder.num_classes, tokenizer)
   model = make_model(**arguments)
   splits = read_splits(fields, builder, tokenizer, model, test_only)
@@ -130,7 +127,7 @@ def train(
       tokenizer,
       from_source=source is not None,
       task_name=task_name,
-      init_from=origin.model_dir if origin else None,
+      init_from=origin.model_dir,
     )
     resume, write = _may_resume(fields, test_only), not test_only
     description = stack.enter_context(
@@ -142,7 +139,9 @@ def train(
     stack.callback(checkpoints.close)
     restored = checkpoints.restore_newest(programs.state_shapes, splits.train)
     if restored is None:
-      _check_start(origin, model_dir, test_only)
+      if test_only:
+        raise ValueError(_NOTHING_TO_TEST.format(model_dir))
+      origin.check_start()
     # All but an unreadable origin was refused by now: what is needed may be compiled.
     compilers = stack.enter_context(
       compilation.Compilers(machine.num_cores() // parallel.num_sharing())
@@ -188,7 +187,7 @@ def _check(
   task_name: str | None,
   init_from: str | None,
   test_only: bool,
-) -> tuple[dict[str, Any], Pretrained | rundir.Origin | None]:
+) -> tuple[dict[str, Any], Origin]:
   """Refuse what cannot run, as far as the config tells; return the config and what it starts from.
 
   Raises:
@@ -198,24 +197,19 @@ def _check(
   if test_only and not os.path.exists(os.path.join(model_dir, 'config.json')):
     raise ValueError(_NOTHING_TO_TEST.format(model_dir))
   parallel.check_batch_size(fields['batch_size'])
-  origin = Pretrained(init_from) if init_from else rundir.stored_origin(model_dir)
-  fields = fields | {'pretrained': origin.label if origin else ''}
+  origin = find_origin(init_from, model_dir)
+  fields = fields | {'pretrained': origin.label}
   resume = _may_resume(fields, test_only)
   rundir.check_run(model_dir, fields, source, task_name, resume=resume, write=not test_only)
   return fields, origin
 
 
-def _check_model(
-  fields: dict[str, Any],
-  origin: Pretrained | rundir.Origin | None,
-  pretrained: Tokenizer | None,
-) -> None:
+def _check_model(fields: dict[str, Any], origin: Origin) -> None:
   """Refuse a model that cannot be made, or cannot start with the encoder of the origin."""
-  tasks.check_tokenizer(get_task(fields['task']), pretrained)
-  arguments = configuration.model_arguments(fields, tokenizer=pretrained)
+  tasks.check_tokenizer(get_task(fields['task']), origin.tokenizer)
+  arguments = configuration.model_arguments(fields, tokenizer=origin.tokenizer)
   steps.parameter_shapes(make_model(**arguments))  # What cannot be traced cannot be made.
-  if isinstance(origin, Pretrained):
-    origin.check(arguments)
+  origin.check(arguments)
 
 
 def _may_resume(fields: dict[str, Any], test_only: bool) -> bool:
@@ -289,23 +283,7 @@ class _Programs:
       self.eval_step.compile_ahead(compilers, shapes, parallel.split(batch), draw)
 
 
-def _check_start(
-  origin: Pretrained | rundir.Origin | None, model_dir: str, test_only: bool
-) -> None:
-  """Raise a ValueError if there is nothing to test, or all that is left of the origin is its name.
-
-  For a run without a checkpoint.
-  """
-  if test_only:
-    raise ValueError(_NOTHING_TO_TEST.format(model_dir))
-  if origin is not None and not isinstance(origin, Pretrained):
-    raise ValueError(
-      f'{model_dir} holds no checkpoint to go on from: give --init_from again (it was '
-      f'{origin.model_dir}), or delete the directory to start anew'
-    )
-
-
-def _start(programs: _Programs, origin: Pretrained | None) -> Any:
+def _start(programs: _Programs, origin: Origin) -> Any:
   """Return the state before the first step: of the config alone, or with the origin's encoder.
 
   Raises:
@@ -313,7 +291,7 @@ def _start(programs: _Programs, origin: Pretrained | None) -> Any:
     FileNotFoundError: if the origin has no checkpoint.
   """
   state = programs.init_state()
-  return state.replace(params=origin.start(state.params)) if origin else state
+  return state.replace(params=origin.start(state.params))
 
 
 def _num_draws(fields: dict[str, Any], name: str) -> int:
@@ -352,7 +330,7 @@ def _test(
   if sums is None:
     logger.info('Stopped before the test; the same command goes on from there.')
     return loop.preemption.exit_code
-  found = run_results.results(
+  found = results.collect(
     description,
     sums,
     loop.log.records,
@@ -363,7 +341,7 @@ def _test(
   )
   path = os.path.join(model_dir, 'results.json')
   # Said before it is written, which may fail.
-  logger.info('%s: %s', run_results.describe(found), path)
+  logger.info('%s: %s', results.one_line(found), path)
   if parallel.is_primary():
     write_json(path, found)
   return 0

@@ -42,9 +42,9 @@ from kl_flax.predictor import Predictor
 from lra_tasks import command_line, data_flags
 from lra_tasks.console import one_line_errors, set_up_logging, table_lines
 from lra_tasks.files import write_json
-from lra_tasks.finished import Run, read_description, read_folder, read_whole_description
 from lra_tasks.plotting import save
-from lra_tasks.reporting import results
+from lra_tasks.runs.finding import load_results
+from lra_tasks.runs.finished import Run, read_description, read_folder, read_whole_description
 from lra_tasks.variance_figures import draw_correlations, draw_metrics
 from lra_tasks.variance_measures import Variance, measure_run, read_result
 
@@ -161,7 +161,7 @@ def _choose_named(run: Run, wanted: Mapping[str, Any]) -> Variance | None:
 
 
 def _choose_below(top: Path, choice: Choice, wanted: Mapping[str, Any]) -> None:
-  found = results.load_results([top])
+  found = load_results([top])
   choice.left_out.update({run.path: 'not finished' for run in found.unfinished})
   choice.left_out.update({run.path: 'damaged' for run in found.damaged})
   choice.damaged.update({run.path: run.reason for run in found.damaged})

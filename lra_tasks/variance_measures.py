@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kl_flax.predictor import Predictor
-from lra_tasks import rundir
 from lra_tasks.console import show_progress
 from lra_tasks.data import pipeline
-from lra_tasks.finished import Run
 from lra_tasks.metrics import VoteMetrics, Votes
+from lra_tasks.runs import rundir
+from lra_tasks.runs.finished import Run
 
 # Examples whose votes are counted at a time.
 _CHUNK = 256

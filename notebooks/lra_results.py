@@ -3,7 +3,7 @@
 #
 # Every finished run leaves `results.json` (the test split, read once), `metrics.jsonl` (one record per
 # evaluation) and `config.json` (everything that made it). The package comes with the runs behind
-# README's tables; yours are read in the same way: put their directories in place of `results.KEPT`.
+# README's tables; yours are read in the same way: put their directories in place of `KEPT`.
 
 # %%
 import json
@@ -12,12 +12,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from lra_tasks.plotting import color, label
-from lra_tasks.reporting import results
+from lra_tasks.reporting.published import load_published
 from lra_tasks.reporting.rows import build_report
 from lra_tasks.reporting.text import render_table
+from lra_tasks.runs.finding import KEPT, load_results
 
-found = results.load_results([results.KEPT / task for task in ('listops', 'text')])
-report = build_report(found, results.load_published())
+found = load_results([KEPT / task for task in ('listops', 'text')])
+report = build_report(found, load_published())
 print(render_table(report))
 
 # %% [markdown]

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from lra_tasks.finished import parse_run
-from lra_tasks.reporting import results
 from lra_tasks.reporting import rows as report_rows
+from lra_tasks.reporting.published import load_published
+from lra_tasks.runs.finding import Results
+from lra_tasks.runs.finished import parse_run
 
 RUN = {
   'task': 'listops', 'dataset': 'listops/1.0.0', 'comparable': True, 'model': 'gmm_prf',
@@ -21,8 +22,8 @@ def make_run(path='runs/a', modified=0.0, **changes):
 
 
 def make_report(*runs, unfinished=(), **options):
-  found = results.Results(tuple(runs), tuple(unfinished))
-  return report_rows.build_report(found, results.load_published(), **options)
+  found = Results(tuple(runs), tuple(unfinished))
+  return report_rows.build_report(found, load_published(), **options)
 
 
 def rows_of(built, kind='run'):

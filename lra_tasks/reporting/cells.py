@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lra_tasks.paper import PAPER_MODELS, split_name
-from lra_tasks.reporting import glue, results
-from lra_tasks.reporting.results import PublishedScore
+from lra_tasks.reporting import glue, published
+from lra_tasks.reporting.published import PublishedScore
 from lra_tasks.reporting.rows import Report, Row, Table, mean
 from lra_tasks.reporting.summary import (
   Comparison,
@@ -414,7 +414,7 @@ def title_lines(table: Table) -> tuple[str, str]:
 def table_notes(table: Table) -> list[str]:
   """Return the sources, the hardware and what was left out, for one table."""
   notes = []
-  for source, column in results.SOURCES.items():
+  for source, column in published.SOURCES.items():
     scores = [score for score in table.published if score.source == source]
     if scores:
       header = 'LRA %' if column == 'lra' else 'paper %'

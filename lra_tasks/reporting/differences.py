@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from lra_tasks.experiments import LATER_FIELDS, REPETITION
-from lra_tasks.finished import Run, read_description
+from lra_tasks.runs.finished import Run, read_description
 
 # More fields than these are no label.
 _MOST = 2

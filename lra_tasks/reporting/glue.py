@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from lra_tasks.finished import Run
 from lra_tasks.paper import PAPER_SHORT_TASKS
-from lra_tasks.reporting.results import load_published
+from lra_tasks.reporting.published import load_published
 from lra_tasks.reporting.rows import Row, Table
+from lra_tasks.runs.finished import Run
 
 
 class Metric(NamedTuple):

@@ -9,11 +9,11 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lra_tasks.finished import Damaged, Run, Unfinished
 from lra_tasks.paper import PAPER_SHORT_TASKS
-from lra_tasks.reporting import results
 from lra_tasks.reporting.differences import different_fields
-from lra_tasks.reporting.results import Group, PublishedScore, Results
+from lra_tasks.reporting.published import PublishedScore, published_for
+from lra_tasks.runs.finding import Group, Results, group_runs
+from lra_tasks.runs.finished import Damaged, Run, Unfinished
 
 # Those of LRA, in the order of tables.
 LRA_TASKS = (
@@ -208,13 +208,13 @@ def build_report(
   """
   published = tuple(published) if which != 'none' else ()
   groups = collections.defaultdict(list)
-  for group in results.group_runs(found.runs):
+  for group in group_runs(found.runs):
     first = group.runs[0]
     groups[first.task, first.dataset, first.split].append(group)
   order = lambda key: (_rank(key[0].partition('/')[0]), key)  # Of a task, then its variants.
   tables = []
   for key in sorted(groups, key=order):
-    of_task = results.published_for(published, key[0], external)
+    of_task = published_for(published, key[0], external)
     rows = (_run_row(group, of_task.get(group.runs[0].model, {})) for group in groups[key])
     ours = sorted(rows, key=_place)
     # On GLUE the paper tried several; elsewhere its figures are of the preset's own.

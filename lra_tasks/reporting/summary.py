@@ -10,9 +10,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from lra_tasks.finished import Run
 from lra_tasks.paper import PAPER_MODELS, PAPER_TASKS
 from lra_tasks.reporting.rows import LRA_TASKS, Row, Table, example_error
+from lra_tasks.runs.finished import Run
 
 # In points: what differs by no more from the published figure reproduces it.
 TOLERANCE = 1.0

@@ -6,7 +6,7 @@ import pytest
 
 from lra_tasks import parallel
 from lra_tasks.evaluation import evaluate
-from lra_tasks.run_log import means
+from lra_tasks.runs.log import means
 
 
 @pytest.mark.parametrize('draws', [1, 5])

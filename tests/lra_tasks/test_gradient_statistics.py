@@ -14,7 +14,7 @@ from kl_flax.models import make_classifier
 from lra_tasks import gradient_statistics
 from lra_tasks.data import sparse_sum
 from lra_tasks.gradient_statistics import Curve, Statistics, hidden_gradients, summarise
-from lra_tasks.run_checkpoints import RunCheckpoints
+from lra_tasks.runs.checkpoints import RunCheckpoints
 
 NUM_DRAWS, NUM_EXAMPLES = 3, 4
 PERCENTS = (1, 2, 100)

@@ -10,7 +10,7 @@ from kl_flax import Predictor
 from kl_flax.tokenizers import WordPieceTokenizer
 from lra_tasks import command_line, tasks
 from lra_tasks.configuration import resolve
-from lra_tasks.run_log import read_records
+from lra_tasks.runs.log import read_records
 
 WORDS = [
   'the',

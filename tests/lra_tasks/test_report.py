@@ -13,11 +13,12 @@ import pytest
 from report_helpers import RUN, make_report, make_run, rows_of
 
 from lra_tasks import report
-from lra_tasks.finished import Unfinished
 from lra_tasks.reporting import cells as report_cells
-from lra_tasks.reporting import results
 from lra_tasks.reporting import rows as report_rows
 from lra_tasks.reporting import text as report_text
+from lra_tasks.reporting.published import load_published
+from lra_tasks.runs.finding import KEPT, load_results
+from lra_tasks.runs.finished import Unfinished
 
 ROOT = Path(report.__file__).parents[1]
 
@@ -395,7 +396,7 @@ def test_errors_are_one_line(capsys):
 def test_the_runs_of_the_package_are_the_default():
   title = r'^(\S+): accuracy on the (?:test split|development set)'
   assert set(re.findall(title, command().stdout, re.M)) == {
-    run.task for run in results.load_results([results.KEPT]).runs
+    run.task for run in load_results([KEPT]).runs
   }
 
 
@@ -439,7 +440,7 @@ def test_starts_without_jax():
 def test_pages_show_the_results_that_come_with_the_package():
   """After new ones: `python -m lra_tasks.report --format=markdown --output=docs/results.md`."""
   built = report_rows.build_report(
-    results.load_results([results.KEPT]), results.load_published(), 'matching', external=False
+    load_results([KEPT]), load_published(), 'matching', external=False
   )
   text = report_text.render_markdown(built)
   assert (ROOT / 'docs' / 'results.md').read_text(encoding='utf-8') == text

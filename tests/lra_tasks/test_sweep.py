@@ -14,7 +14,7 @@ from report_helpers import RUN
 from run_helpers import ROOT, environment
 
 from lra_tasks import files, sweep, sweep_runs
-from lra_tasks.finished import parse_run
+from lra_tasks.runs.finished import parse_run
 from lra_tasks.sweep import render
 from lra_tasks.sweep_jobs import make_jobs
 from lra_tasks.sweep_runs import Sweep, make_workers
@@ -682,7 +682,7 @@ def test_the_sweep_itself_takes_no_device():
 
 
 def test_runs_on_glue_start_with_a_run_of_their_model(tmp_path, monkeypatch):
-  monkeypatch.setattr('lra_tasks.pretrained.tokenizer_from_dict', lambda *_: None)
+  monkeypatch.setattr('lra_tasks.runs.origin.tokenizer_from_dict', lambda *_: None)
   for model in ('prf', 'rks'):
     folder = tmp_path / f'{model}_paper'
     folder.mkdir()

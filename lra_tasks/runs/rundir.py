@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -26,7 +26,7 @@ from lra_tasks import configuration, parallel, tasks
 from lra_tasks.data import datasets
 from lra_tasks.experiments import STORAGE
 from lra_tasks.files import lock, write_json
-from lra_tasks.finished import read_description
+from lra_tasks.runs.finished import read_description
 from lra_tasks.steps import count_parameters
 from lra_tasks.tasks import TaskSpec, get_task
 
@@ -106,24 +106,6 @@ def stored_task_name(model_dir: str) -> str | None:
   """Return the name of the data set of the run that lies there, if it was given one."""
   description = read_description(model_dir, whole=True)
   return description and description.get('task_name')
-
-
-class Origin(NamedTuple):
-  """What a run started from, as its config.json tells; see `lra_tasks.pretrained.Pretrained`."""
-
-  label: str
-  model_dir: str
-  tokenizer: Tokenizer
-
-
-def stored_origin(model_dir: str) -> Origin | None:
-  """Return what the run that lies there started from; None without a run, or if from nothing."""
-  description = read_description(model_dir, whole=True)
-  label = description and description['config'].get('pretrained')
-  if not label:
-    return None
-  tokenizer = tokenizer_from_dict(description['tokenizer'], model_dir)
-  return Origin(label, description['init_from'], tokenizer)
 
 
 def check_run(

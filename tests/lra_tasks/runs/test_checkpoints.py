@@ -9,7 +9,7 @@ import pytest
 from run_helpers import ROOT, environment, save_altered
 
 from kl_flax.checkpoints import checksum, quiet_storage
-from lra_tasks.run_checkpoints import RunCheckpoints
+from lra_tasks.runs.checkpoints import RunCheckpoints
 
 
 def make_state(value):

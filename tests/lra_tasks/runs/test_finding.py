@@ -1,4 +1,4 @@
-"""Tests of reading results: what is found below a folder, every error, published figures."""
+"""Tests of reading results: what is found below a folder, every error."""
 
 import errno
 import json
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lra_tasks.finished import parse_run
-from lra_tasks.reporting import results
+from lra_tasks.runs.finding import group_runs, load_results
+from lra_tasks.runs.finished import parse_run
 
 RUN = {
   'task': 'listops', 'dataset': 'listops/1.0.0', 'comparable': True, 'model': 'gmm_prf',
@@ -32,7 +32,7 @@ def write_run(folder, planned=None, **changes):
 
 def error_of(folder):
   with pytest.raises((ValueError, OSError)) as caught:
-    results.load_results([folder])
+    load_results([folder])
   return str(caught.value)
 
 
@@ -42,7 +42,7 @@ def test_load_finds_runs_below_and_counts_each_once(tmp_path):
   write_run(tmp_path / 'a' / 'seed0' / 'checkpoints' / '10', seed=9)
   (tmp_path / 'link').symlink_to(tmp_path / 'a')
   (tmp_path / 'a' / 'loop').symlink_to(tmp_path)
-  found = results.load_results([tmp_path / 'a', tmp_path / 'a/seed1', tmp_path / 'link', tmp_path])
+  found = load_results([tmp_path / 'a', tmp_path / 'a/seed1', tmp_path / 'link', tmp_path])
   assert [run.seed for run in found.runs] == [0, 1]
   assert [run.path.parent.name for run in found.runs] == ['seed0', 'seed1']
   assert found.unfinished == ()
@@ -68,7 +68,7 @@ def test_unfinished_run_says_how_far_it_got(tmp_path, metrics, config, words):
   assert f'{tmp_path}: no finished run here or below: {folder} (' in error
   assert words in error
   write_run(tmp_path / 'a')
-  [run] = results.load_results([tmp_path]).unfinished
+  [run] = load_results([tmp_path]).unfinished
   assert str(run).endswith(words)
 
 
@@ -129,7 +129,7 @@ def test_below_a_folder_damaged_runs_are_left_out(tmp_path, name, content, words
   write_run(tmp_path / 'a', planned=100)
   write_run(tmp_path / 'c', planned=100, seed=1)
   (tmp_path / 'c' / name).write_text(content)
-  found = results.load_results([tmp_path, tmp_path])
+  found = load_results([tmp_path, tmp_path])
   assert [run.path.parent.name for run in found.runs] == ['a']
   (damaged,) = found.damaged
   assert damaged.path == tmp_path / 'c'
@@ -146,7 +146,7 @@ def test_below_a_folder_a_link_to_nothing_is_left_out(tmp_path):
   write_run(tmp_path / 'a')
   (tmp_path / 'c').mkdir()
   (tmp_path / 'c' / 'results.json').symlink_to(tmp_path / 'gone')
-  (damaged,) = results.load_results([tmp_path]).damaged
+  (damaged,) = load_results([tmp_path]).damaged
   assert str(damaged) == f"[Errno 2] No such file or directory: '{tmp_path}/c/results.json'"
 
 
@@ -182,7 +182,7 @@ def test_wrong_values_are_named(tmp_path, changes, words):
 )
 def test_null_is_infinite_where_votes_were_counted(tmp_path, votes, deviation, expected):
   write_run(tmp_path, voting_accuracy=votes, mean_deviation=deviation)
-  [run] = results.load_results([tmp_path]).runs
+  [run] = load_results([tmp_path]).runs
   assert run.mean_deviation == expected
 
 
@@ -195,60 +195,21 @@ def make_run(modified=0.0, **changes):
 
 def test_seeds_are_grouped_and_of_a_repeated_one_the_newest_stays():
   runs = [make_run(2, seed=1), make_run(3, seed=0), make_run(1, seed=0)]
-  [group] = results.group_runs(runs)
+  [group] = group_runs(runs)
   assert group == (((runs[1], runs[0])), (runs[2],))
 
 
 @pytest.mark.parametrize('key', ['task', 'dataset', 'split', 'model', 'preset', 'config_id'])
 def test_runs_of_different_configs_stay_apart(key):
-  groups = results.group_runs([make_run(), make_run(seed=1, **{key: 'other'})])
+  groups = group_runs([make_run(), make_run(seed=1, **{key: 'other'})])
   assert [len(group.runs) for group in groups] == [1, 1]
-
-
-# Published scores.
-
-
-@pytest.mark.parametrize(
-  ('task', 'model', 'paper', 'lra'),
-  [
-    # Checked against the text of the paper (Tables 2 and 5) and LRA's README.
-    ('listops', 'gmm_prf', 36.96, None),
-    ('listops', 'performer', 36.00, 18.01),
-    ('listops', 'random', 10.00, None),
-    ('text', 'generative_rks', 66.50, None),
-    ('text', 'transformer', 64.27, 64.27),
-    ('retrieval', 'fastfood_prf', 71.13, None),
-    ('image', 'sparse_transformer', 44.24, 44.24),
-    ('pathfinder32', 'performer', None, 77.05),
-  ],
-)
-def test_published_figures(task, model, paper, lra):
-  found = results.published_for(results.load_published(), task)[model]
-  values = {name: figure.value for name, figure in found.items()}
-  assert (values.get('paper'), values.get('lra')) == (paper, lra)
-
-
-def test_published_sources_are_known_and_unique():
-  published = results.load_published()
-  assert {score.source for score in published} == set(results.SOURCES)
-  keys = [(score.source, score.task, score.model) for score in published]
-  assert len(keys) == len(set(keys))
-
-
-def test_published_failure_external_and_unknown():
-  published = results.load_published()
-  failure = results.published_for(published, 'pathfinder128')['local']['lra']
-  assert (failure.value, failure.fraction) == (None, None)
-  assert 'igloo' not in results.published_for(published, 'listops')
-  assert results.published_for(published, 'listops', external=True)['igloo']['lra'].value == 39.23
-  assert results.published_for(published, 'chess') == {}
 
 
 def test_runs_know_their_last_evaluations(tmp_path):
   write_run(tmp_path)
-  (run,) = results.load_results([tmp_path]).runs
+  (run,) = load_results([tmp_path]).runs
   assert run.late == ()
   lines = [f'{{"step": {step}, "eval_accuracy": 0.{step}}}\n' for step in range(1, 8)]
   (tmp_path / 'metrics.jsonl').write_text(''.join(lines) + '{"step": 8, "eval_loss": 1.0}\n{"st')
-  (run,) = results.load_results([tmp_path]).runs
+  (run,) = load_results([tmp_path]).runs
   assert run.late == ((3, 0.3), (4, 0.4), (5, 0.5), (6, 0.6), (7, 0.7))

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from kl_flax.tokenizers import ByteTokenizer
-from lra_tasks import rundir
 from lra_tasks.files import read_json
-from lra_tasks.finished import DamagedRun
+from lra_tasks.runs import rundir
+from lra_tasks.runs.finished import DamagedRun
+from lra_tasks.runs.origin import find_origin
 
 STATE = {'w': np.zeros(2**18, np.float32)}  # 1 MiB
 
@@ -146,14 +147,16 @@ def test_what_is_no_revision_is_refused(monkeypatch, name):
 
 def test_what_a_run_was_told_at_its_start_is_stored(tmp_path):
   assert rundir.stored_task_name(str(tmp_path)) is None
-  assert rundir.stored_origin(str(tmp_path)) is None
+  assert find_origin(None, str(tmp_path)).label == ''
   about = description(pretrained='wikitext/m/id/seed0/step1')
   about |= {'task_name': 'agnews', 'init_from': '/a'}
   open_run(str(tmp_path), about, STATE, resume=True)
   assert rundir.stored_task_name(str(tmp_path)) == 'agnews'
-  found = rundir.stored_origin(str(tmp_path))
+  found = find_origin(None, str(tmp_path))
   assert (found.label, found.model_dir) == ('wikitext/m/id/seed0/step1', '/a')
   assert found.tokenizer == ByteTokenizer()
+  with pytest.raises(ValueError, match='give --init_from again .it was /a.'):
+    found.check_start()
 
 
 @pytest.mark.parametrize(
@@ -169,7 +172,8 @@ def test_a_config_of_something_else_is_named(tmp_path, changes, message):
   found = {name: value for name, value in found.items() if value is not None}
   (tmp_path / 'config.json').write_text(json.dumps(found))
   match = re.escape(f'{tmp_path}/config.json: {message}; move the run away, or restore the file')
-  for ask in (rundir.stored_dtype, rundir.stored_origin, rundir.stored_task_name):
+  stored_origin = functools.partial(find_origin, None)
+  for ask in (rundir.stored_dtype, stored_origin, rundir.stored_task_name):
     with pytest.raises(DamagedRun, match=match):
       ask(str(tmp_path))
   with pytest.raises(DamagedRun, match=match):

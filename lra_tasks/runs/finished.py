@@ -1,6 +1,6 @@
 """Runs that are finished, and how far others got: what their small files say, without a model.
 
-It reads what `lra_tasks.rundir` and `lra_tasks.train` write, and needs neither JAX nor NumPy.
+It reads what `lra_tasks.runs.rundir` and `lra_tasks.train` write, and needs neither JAX nor NumPy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lra_tasks.files import read_json
-from lra_tasks.run_log import read_records
+from lra_tasks.runs.log import read_records
 
 
 class DamagedRun(ValueError):

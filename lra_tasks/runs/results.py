@@ -1,4 +1,4 @@
-"""What a run writes at its end: results.json, from which `lra_tasks.finished` reads."""
+"""What a run writes at its end: results.json, from which `lra_tasks.runs.finished` reads."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from lra_tasks import configuration, metrics
 from lra_tasks.experiments import RATE_SEARCH
-from lra_tasks.run_log import means
+from lra_tasks.runs.log import means
 from lra_tasks.tasks import get_task
 
 
-def results(
+def collect(
   description: Mapping[str, Any],
   sums: Mapping[str, Any],
   records: list[dict[str, Any]],
@@ -83,7 +83,7 @@ def results(
   }
 
 
-def describe(found: Mapping[str, Any]) -> str:
+def one_line(found: Mapping[str, Any]) -> str:
   """Return the contents of results.json in a sentence.
 
   >>> describe({'accuracy': 0.69, 'examples': 100, 'majority_class': 0.7, 'judged_by': 'matthews',

@@ -1,4 +1,4 @@
-"""Starting from another run's encoder: `--init_from`."""
+"""What a run starts from: nothing, or the encoder of another run (`--init_from`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kl_flax.checkpoints import named_leaves
 from kl_flax.models import get_row, make_model
 from kl_flax.tokenizers import Tokenizer, tokenizer_from_dict
 from lra_tasks import configuration, steps
-from lra_tasks.finished import Run, read_description, read_folder
+from lra_tasks.runs.finished import Run, read_description, read_folder
 
 # Arguments of a model that are not about its encoder's parameters.
 _NOT_OF_ENCODERS = (
@@ -26,7 +26,74 @@ _NOT_OF_ENCODERS = (
 )  # fmt: skip
 
 
-class Pretrained:
+class Origin:
+  """Nothing: a run that starts with what its seed draws.
+
+  Attributes:
+    label: what tells apart runs that start from different ones; part of the config.
+    model_dir: of the run that another one starts from.
+    tokenizer: likewise; None leaves it to the task.
+  """
+
+  label: str = ''
+  model_dir: str | None = None
+  tokenizer: Tokenizer | None = None
+
+  def check(self, arguments: Mapping[str, Any]) -> None:
+    """Refuse a model whose encoder is another one."""
+
+  def check_start(self) -> None:
+    """Refuse to start, where that cannot be, before anything is compiled for it."""
+
+  def start(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the parameters that a run with these starts with."""
+    return params
+
+
+def find_origin(init_from: str | None, model_dir: str) -> Origin:
+  """Return what a run starts from: what is named, else what the run that lies there started from.
+
+  Raises:
+    FileNotFoundError: see `NamedOrigin`.
+    ValueError: likewise; if the config.json that lies there is damaged.
+  """
+  if init_from:
+    return NamedOrigin(init_from)
+  description = read_description(model_dir, whole=True)
+  if description is None or not description['config'].get('pretrained'):
+    return Origin()
+  return StoredOrigin(model_dir, description)
+
+
+class StoredOrigin(Origin):
+  """What the run that lies there started from, as its config.json tells: enough to go on.
+
+  Args:
+    own_dir: of the run that lies there.
+    description: contents of its config.json.
+
+  Raises:
+    ValueError: if its tokenizer is damaged.
+  """
+
+  def __init__(self, own_dir: str, description: Mapping[str, Any]) -> None:
+    self.label, self.model_dir = description['config']['pretrained'], description['init_from']
+    self.tokenizer = tokenizer_from_dict(description['tokenizer'], own_dir)
+    self._own_dir = own_dir
+
+  def check_start(self) -> None:
+    """Refuse to: of the other run only the name is left.
+
+    Raises:
+      ValueError: always.
+    """
+    raise ValueError(
+      f'{self._own_dir} holds no checkpoint to go on from: give --init_from again (it was '
+      f'{self.model_dir}), or delete the directory to start anew'
+    )
+
+
+class NamedOrigin(Origin):
   """A finished run whose encoder another one starts with, at its best step.
 
   Args:
@@ -48,11 +115,11 @@ class Pretrained:
         f'--init_from={self.model_dir} holds a run that is not finished: let it run on'
       )
     self._description, self._results = description, found
-    self.tokenizer: Tokenizer = tokenizer_from_dict(description['tokenizer'], model_dir)
+    self.tokenizer = tokenizer_from_dict(description['tokenizer'], model_dir)
 
   @property
   def label(self) -> str:
-    """What tells apart runs that start from different ones: task, model, config, seed, step."""
+    """Task, model, config, seed and step."""
     described = self._description
     model, seed = described['config']['model_type'], described['config']['random_seed']
     step = self._results.best_step or self._results.steps

@@ -8,7 +8,7 @@ import pytest
 
 from lra_tasks.console import Progress
 from lra_tasks.files import read_json, write_json
-from lra_tasks.run_log import RunLog
+from lra_tasks.runs.log import RunLog
 
 
 def test_records_behind_the_resumed_step_are_dropped(tmp_path):

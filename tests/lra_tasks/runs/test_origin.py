@@ -12,7 +12,7 @@ from run_helpers import run_here
 from kl_flax import Predictor, checkpoints
 from kl_flax.models import make_classifier, make_model
 from lra_tasks import command_line, configuration, inspect_run
-from lra_tasks.pretrained import Pretrained
+from lra_tasks.runs.origin import NamedOrigin
 
 SMALL = {'emb_dim': 16, 'mlp_dim': 16, 'num_train_steps': 10, 'eval_frequency': 10}
 FIELDS = SMALL | {'checkpoint_freq': 10, 'batch_size': 64}
@@ -69,7 +69,7 @@ def test_a_run_starts_with_the_encoder_of_another(pretrained, started):
   given['embedding']['table'] = given['embedding']['table'][:16]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), given, taken)
   label = read(started, 'config.json')['config']['pretrained']
-  assert label == Pretrained(str(pretrained)).label
+  assert label == NamedOrigin(str(pretrained)).label
   assert label.startswith('listops/masked/linear_transformer/')
 
 
@@ -124,16 +124,16 @@ def test_encoders_that_do_not_fit(pretrained, changes, message):
   match = f'--init_from=.* does not fit: {message}.*those of that run'
   (name,) = changes
   with pytest.raises(ValueError, match=rf'(?s){match}:.*\n  {name}: .* there, .* now'):
-    Pretrained(str(pretrained)).check(arguments(**changes))
+    NamedOrigin(str(pretrained)).check(arguments(**changes))
   with pytest.raises(ValueError, match=match):
-    Pretrained(str(pretrained)).start(parameters(**changes))
+    NamedOrigin(str(pretrained)).start(parameters(**changes))
 
 
 def test_an_encoder_that_fits(pretrained):
   _, state = checkpoints.restore(str(pretrained))
   for vocab_size in (16, 17, 18):  # Without a mask, with it, and with one more id.
-    Pretrained(str(pretrained)).check(arguments(vocab_size=vocab_size))
-    params = Pretrained(str(pretrained)).start(parameters(vocab_size=vocab_size))
+    NamedOrigin(str(pretrained)).check(arguments(vocab_size=vocab_size))
+    params = NamedOrigin(str(pretrained)).start(parameters(vocab_size=vocab_size))
     table = state['params']['encoder']['embedding']['table']
     expected = np.concatenate([table, np.zeros((1, 16), np.float32)])[:vocab_size]
     np.testing.assert_array_equal(params['encoder']['embedding']['table'], expected)
@@ -142,19 +142,19 @@ def test_an_encoder_that_fits(pretrained):
 
 def test_runs_that_are_none(pretrained, tmp_path):
   with pytest.raises(FileNotFoundError, match=r'--init_from=.*nowhere holds no run'):
-    Pretrained(str(tmp_path / 'nowhere'))
+    NamedOrigin(str(tmp_path / 'nowhere'))
   shutil.copytree(pretrained, tmp_path / 'd', ignore=shutil.ignore_patterns('checkpoints'))
   with pytest.raises(FileNotFoundError, match='holds no checkpoint: a training that has not ended'):
-    Pretrained(str(tmp_path / 'd')).start(parameters())
+    NamedOrigin(str(tmp_path / 'd')).start(parameters())
   # An evaluation of a run that was stopped; when it goes on, another step may be its best.
   results = read(pretrained, 'results.json')
   tested = json.dumps(results | {'steps': results['steps'] - 1})
   (tmp_path / 'd/results.json').write_text(tested)
   with pytest.raises(FileNotFoundError, match='a run that is not finished: let it run on'):
-    Pretrained(str(tmp_path / 'd'))
+    NamedOrigin(str(tmp_path / 'd'))
   (tmp_path / 'd/results.json').unlink()
   with pytest.raises(FileNotFoundError, match='a run that is not finished: let it run on'):
-    Pretrained(str(tmp_path / 'd'))
+    NamedOrigin(str(tmp_path / 'd'))
 
 
 def test_mechanisms_that_depend_on_the_largest_length(pretrained, tmp_path):
@@ -164,7 +164,7 @@ def test_mechanisms_that_depend_on_the_largest_length(pretrained, tmp_path):
   (tmp_path / 'd/config.json').write_text(json.dumps(description))
   message = 'reformer depends on the largest length, which is max_length=64 there and 32 here'
   with pytest.raises(ValueError, match=f'{message}: --config.max_length=64 makes them equal'):
-    Pretrained(str(tmp_path / 'd')).check(arguments(max_length=32))
+    NamedOrigin(str(tmp_path / 'd')).check(arguments(max_length=32))
 
 
 def test_masked_models_have_a_cls_position_where_the_classifier_has_one():
