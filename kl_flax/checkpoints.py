@@ -16,6 +16,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from kl_flax.parameters import named_leaves
+
 
 def ranking(metrics: dict[str, float]) -> tuple[bool, float]:
   """Return by what checkpoints are compared; larger is better.
@@ -132,18 +134,6 @@ def has_checkpoint(model_dir: str | os.PathLike[str]) -> bool:
     return any(name.isdigit() for name in os.listdir(os.path.join(model_dir, 'checkpoints')))
   except (FileNotFoundError, NotADirectoryError):
     return False
-
-
-def named_leaves(tree: Any) -> dict[str, Any]:
-  """Return the leaves of a tree by their paths.
-
-  >>> named_leaves({'norm': {'scale': 1, 'bias': 2}})
-  {'norm/bias': 2, 'norm/scale': 1}
-  """
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
 
 
 def checksum(state: Any) -> int:

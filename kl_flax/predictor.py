@@ -17,9 +17,10 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from kl_flax.checkpoints import named_leaves, restore
+from kl_flax.checkpoints import restore
 from kl_flax.heads import Classifier, DualClassifier, MaskedLanguageModel
 from kl_flax.models import AttentionFactory, get_row, ignores_padding, make_model
+from kl_flax.parameters import named_leaves, parameter_shapes
 from kl_flax.tokenizers import PixelTokenizer, Tokenizer, tokenizer_from_dict
 from kl_flax.votes import Vote, count_votes
 from kl_flax.wordpiece import WordPieceTokenizer
@@ -450,12 +451,8 @@ def _describe(path: str) -> tuple[Classifier | DualClassifier, Tokenizer, dict[s
 
 def _check_params(model: Classifier | DualClassifier, params: Any, model_dir: str) -> None:
   """Raise a ValueError unless these are the parameters that the model has, by name and shape."""
-  # At the length that the run began with: some poolings and mechanisms have parameters by position.
-  length = model.encoder.max_length
-  ids = jnp.zeros((1, length) if model.num_inputs == 1 else (1, 2, length), jnp.int32)
-  keys = dict.fromkeys(('params', 'spectral'), jax.random.key(0))
   try:
-    expected = jax.eval_shape(model.init, keys, ids, ids == 0)['params']
+    expected = parameter_shapes(model)
   except (TypeError, ValueError, ZeroDivisionError) as error:  # Sizes that do not go together.
     raise ValueError(
       f'config.json of {model_dir} describes an impossible model: {error}'

@@ -32,7 +32,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from kl_flax.models import get_row
-from lra_tasks import command_line, compilation, configuration, data_flags, parallel
+from lra_tasks import command_line, configuration, data_flags, parallel
 from lra_tasks.console import (
   define_integers,
   one_line_errors,
@@ -52,6 +52,7 @@ from lra_tasks.speed.cases import (
 )
 from lra_tasks.speed.input import measure_input
 from lra_tasks.speed.timing import Machine, Quantity, describe_machine, measure_machine
+from lra_tasks.training import compilation
 
 
 class Column(NamedTuple):

@@ -31,12 +31,14 @@ from kl_flax.errors import unknown_name
 from kl_flax.inspection import AttentionLayer
 from kl_flax.models import make_classifier
 from kl_flax.tokenizers import ByteTokenizer, PixelTokenizer
-from lra_tasks import compilation, data_flags, inspect_figures, plotting, steps
+from lra_tasks import data_flags, plotting
+from lra_tasks.analysis import inspect_figures
 from lra_tasks.console import one_line_errors, parse_flags, set_up_logging
 from lra_tasks.data import pipeline
 from lra_tasks.runs import rundir
 from lra_tasks.runs.finished import read_whole_description
 from lra_tasks.runs.origin import NamedOrigin
+from lra_tasks.training import compilation, steps
 
 SHOWN = ('eigenvalues', 'kernel', 'spectrum', 'attention', 'error')
 # What is left to see where frequencies are drawn, but nothing is learned; and where there are none.

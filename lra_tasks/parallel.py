@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from lra_tasks.data.pipeline import Share
 from lra_tasks.signals import exit_code_of, handle_signals
-from lra_tasks.steps import AXIS
+from lra_tasks.training.steps import AXIS
 
 logger = logging.getLogger(__name__)
 

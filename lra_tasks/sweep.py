@@ -37,8 +37,8 @@ from absl import app, flags
 from lra_tasks import command_line, data_flags, tasks
 from lra_tasks.console import define_integers, one_line_errors, set_up_logging
 from lra_tasks.paper import PAPER_MODELS
-from lra_tasks.sweep_jobs import Job, make_jobs
-from lra_tasks.sweep_runs import START_SECONDS, Outcome, Sweep, make_workers
+from lra_tasks.sweeps.jobs import Job, make_jobs
+from lra_tasks.sweeps.running import START_SECONDS, Outcome, Sweep, make_workers
 
 # Not __name__: this file runs as __main__.
 logger = logging.getLogger('lra_tasks.sweep')

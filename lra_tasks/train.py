@@ -18,37 +18,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
 from kl_flax.models import make_model
+from kl_flax.parameters import parameter_shapes
 from lra_tasks import (
   command_line,
-  compilation,
   configuration,
   data_flags,
   machine,
   optimizer,
   parallel,
-  steps,
   tasks,
 )
 from lra_tasks.console import set_up_logging
 from lra_tasks.data import datasets, pipeline
-from lra_tasks.evaluation import evaluate
 from lra_tasks.files import write_json
-from lra_tasks.loop import Loop, NonFiniteLossError
 from lra_tasks.runs import results, rundir
 from lra_tasks.runs.checkpoints import RunCheckpoints
 from lra_tasks.runs.finished import Run, read_folder
 from lra_tasks.runs.log import RunLog
 from lra_tasks.runs.origin import Origin, find_origin
 from lra_tasks.signals import code_of_interrupt
-from lra_tasks.splits import Splits, read_splits
 from lra_tasks.tasks import get_task
+from lra_tasks.training import compilation
+from lra_tasks.training.evaluation import evaluate
+from lra_tasks.training.loop import Loop, NonFiniteLossError
+from lra_tasks.training.programs import Programs
+from lra_tasks.training.splits import read_splits
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'configs/TASK.py:MODEL[,PRESET], or an original LRA file.', lock_config=True
@@ -108,27 +107,25 @@ def train(
 
   task_name = task_name or rundir.stored_task_name(model_dir)
   builder = _prepare_data(fields, data_dir, source, task_name)
-  spec = get_task(fields['task'])
-  tokenizer = tasks.tokenizer_of(spec, builder, origin.tokenizer)
+  tokenizer = tasks.tokenizer_of(get_task(fields['task']), builder, origin.tokenizer)
   arguments = configuration.model_arguments(fields, builder.num_classes, tokenizer)
   model = make_model(**arguments)
   splits = read_splits(fields, builder, tokenizer, model, test_only)
+  description = rundir.describe(
+    fields,
+    arguments,
+    builder,
+    tokenizer,
+    from_source=source is not None,
+    task_name=task_name,
+    init_from=origin.model_dir,
+  )
 
   with contextlib.ExitStack() as stack:
     # From here on a signal asks to save and stop; before, there is nothing to save.
     preemption = stack.enter_context(parallel.Preemption())
     schedule, adamw = optimizer.of_config(fields)
-    programs = _Programs(fields, model, adamw)
-    description = rundir.describe(
-      fields,
-      arguments,
-      spec,
-      builder,
-      tokenizer,
-      from_source=source is not None,
-      task_name=task_name,
-      init_from=origin.model_dir,
-    )
+    programs = Programs(fields, model, adamw)
     resume, write = _may_resume(fields, test_only), not test_only
     description = stack.enter_context(
       rundir.open_run(
@@ -148,7 +145,7 @@ def train(
     )
     trains = not test_only and (restored is None or restored[0] < fields['num_train_steps'])
     programs.compile_ahead(compilers, splits, trains)
-    step, state = restored or (0, _start(programs, origin))
+    step, state = restored or (0, programs.first_state(origin))
     if step:
       logger.info('Continuing at step %d of %d.', step, fields['num_train_steps'])
     log = RunLog(model_dir, step, started, write=parallel.is_primary() and write)
@@ -208,7 +205,7 @@ def _check_model(fields: dict[str, Any], origin: Origin) -> None:
   """Refuse a model that cannot be made, or cannot start with the encoder of the origin."""
   tasks.check_tokenizer(get_task(fields['task']), origin.tokenizer)
   arguments = configuration.model_arguments(fields, tokenizer=origin.tokenizer)
-  steps.parameter_shapes(make_model(**arguments))  # What cannot be traced cannot be made.
+  parameter_shapes(make_model(**arguments))  # What cannot be traced cannot be made.
   origin.check(arguments)
 
 
@@ -245,53 +242,6 @@ def _prepare_data(
     builder = configuration.open_data(fields, data_dir=data_dir, source=source, task_name=task_name)
     datasets.prepare(builder)
   return builder
-
-
-class _Programs:
-  """What the devices are to do in a run.
-
-  Attributes:
-    train_step: see `steps.train_step`; over all devices.
-    eval_step: likewise.
-    init_state: () -> the state before the first step, a function of the config alone.
-    state_shapes: of it.
-  """
-
-  def __init__(self, fields: dict[str, Any], model: nn.Module, adamw: Any) -> None:
-    train_step = functools.partial(
-      steps.train_step, model=model, optimizer=adamw, resample_every=fields['resample_every']
-    )
-    eval_step = functools.partial(steps.eval_step, model=model)
-    self.train_step = compilation.Step(parallel.over_devices(train_step, donate_state=True))
-    self.eval_step = compilation.Step(parallel.over_devices(eval_step))
-    init = jax.jit(functools.partial(steps.init_state, model, adamw))
-    self.init_state = functools.partial(init, seed=np.uint32(fields['random_seed']))
-    self.state_shapes = jax.eval_shape(self.init_state)
-
-  def compile_ahead(self, compilers: compilation.Compilers, splits: Splits, trains: bool) -> None:
-    """Begin to compile what a training needs; if nothing is left to train, what the test does."""
-    if jax.process_count() > 1:  # All of them must compile in the same order.
-      return
-    shapes = parallel.replicated_shapes(self.state_shapes)
-    rate, draw = parallel.broadcast(np.float32(0)), parallel.broadcast(np.int32(0))
-    for size in splits.sizes if trains else []:
-      parts = tuple(parallel.split(part) for part in size)
-      self.train_step.compile_ahead(compilers, shapes, parts, rate)
-    # The test's batches mostly have the sizes of the validation's; they are far off.
-    evaluation = splits.validation if trains else splits.test
-    for batch in evaluation.empty_batches():
-      self.eval_step.compile_ahead(compilers, shapes, parallel.split(batch), draw)
-
-
-def _start(programs: _Programs, origin: Origin) -> Any:
-  """Return the state before the first step: of the config alone, or with the origin's encoder.
-
-  Raises:
-    ValueError: if the origin has another encoder, or its checkpoint is damaged.
-    FileNotFoundError: if the origin has no checkpoint.
-  """
-  state = programs.init_state()
-  return state.replace(params=origin.start(state.params))
 
 
 def _num_draws(fields: dict[str, Any], name: str) -> int:

@@ -40,13 +40,13 @@ from kl_flax.checkpoints import has_checkpoint
 from kl_flax.models import get_row
 from kl_flax.predictor import Predictor
 from lra_tasks import command_line, data_flags
+from lra_tasks.analysis.variance_figures import draw_correlations, draw_metrics
+from lra_tasks.analysis.variance_measures import Variance, measure_run, read_result
 from lra_tasks.console import one_line_errors, set_up_logging, table_lines
 from lra_tasks.files import write_json
 from lra_tasks.plotting import save
 from lra_tasks.runs.finding import load_results
 from lra_tasks.runs.finished import Run, read_description, read_folder, read_whole_description
-from lra_tasks.variance_figures import draw_correlations, draw_metrics
-from lra_tasks.variance_measures import Variance, measure_run, read_result
 
 # Draws of the frequencies, if no number is asked for.
 _SAMPLES = 100

@@ -16,7 +16,7 @@ from absl import flags
 from kl_flax.models import get_row
 from lra_tasks import command_line, configuration
 from lra_tasks.paper import PAPER_MODELS
-from lra_tasks.sweep_jobs import Job, make_jobs
+from lra_tasks.sweeps.jobs import Job, make_jobs
 from lra_tasks.tasks import TASKS, get_task
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -11,7 +11,7 @@ import re
 import statistics
 
 from lra_tasks import speed_plots
-from lra_tasks.variance_figures import r_squared
+from lra_tasks.analysis.variance_figures import r_squared
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUMBER = re.compile(r'\d[\d,]*(?:\.\d+)?')

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from kl_flax import checkpoints
-from kl_flax.checkpoints import named_leaves
 from kl_flax.models import get_row, make_model
+from kl_flax.parameters import named_leaves, parameter_shapes
 from kl_flax.tokenizers import Tokenizer, tokenizer_from_dict
-from lra_tasks import configuration, steps
+from lra_tasks import configuration
 from lra_tasks.runs.finished import Run, read_description, read_folder
 
 # Arguments of a model that are not about its encoder's parameters.
@@ -205,4 +205,4 @@ def _fitted(given: np.ndarray, wanted: jax.Array) -> jax.Array:
 
 
 def _encoder_shapes(arguments: Mapping[str, Any]) -> dict[str, Any]:
-  return named_leaves(steps.parameter_shapes(make_model(**arguments))['encoder'])
+  return named_leaves(parameter_shapes(make_model(**arguments))['encoder'])

@@ -27,7 +27,7 @@ def collect(
 
   Args:
     description: contents of config.json.
-    sums: from `lra_tasks.evaluation.evaluate`, label counts included.
+    sums: from `lra_tasks.training.evaluation.evaluate`, label counts included.
     records: of metrics.jsonl.
     split: what was evaluated.
     steps: number of training steps taken.

@@ -20,6 +20,7 @@ import jax
 
 import kl_flax
 from kl_flax.models import make_model
+from kl_flax.parameters import count_parameters
 from kl_flax.tokenizers import Tokenizer, tokenizer_from_dict
 from kl_flax.wordpiece import WordPieceTokenizer
 from lra_tasks import configuration, parallel, tasks
@@ -27,8 +28,7 @@ from lra_tasks.data import datasets
 from lra_tasks.experiments import STORAGE
 from lra_tasks.files import lock, write_json
 from lra_tasks.runs.finished import read_description
-from lra_tasks.steps import count_parameters
-from lra_tasks.tasks import TaskSpec, get_task
+from lra_tasks.tasks import get_task
 
 _PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
@@ -48,7 +48,6 @@ _CHECKPOINTS_ON_DISK = 4
 def describe(
   fields: Mapping[str, Any],
   model: Mapping[str, Any],
-  spec: TaskSpec,
   builder: Any,
   tokenizer: Tokenizer,
   *,
@@ -61,14 +60,13 @@ def describe(
   Args:
     fields: the resolved config.
     model: arguments of `kl_flax.models.make_model`.
-    spec: the task.
     builder: of the data set.
     tokenizer: of the run.
     from_source: whether the data was named by --source.
     task_name: of the data set, as it was named.
     init_from: directory of the run that this one starts from.
   """
-  parameters = count_parameters(make_model(**model))
+  spec, parameters = get_task(fields['task']), count_parameters(make_model(**model))
   # Predicting tokens is another task than predicting labels, and has its own tables.
   masked = 'masked' if 'num_predictions' in model and spec.num_classes else ''
   base = configuration.base_model_arguments(fields, model.get('num_classes'), tokenizer)

@@ -22,9 +22,10 @@ import numpy as np
 from kl_flax.attention import KernelAttention, kernel_attention
 from kl_flax.kernels import kernel_info
 from kl_flax.models import AttentionFactory, make_classifier, make_model
+from kl_flax.parameters import init_params
 from kl_flax.predictor import Predictor
 from kl_flax.spectral import as_weighted
-from lra_tasks import configuration, optimizer, parallel, steps
+from lra_tasks import configuration, optimizer, parallel
 from lra_tasks.console import show_progress
 from lra_tasks.data import datasets
 from lra_tasks.machine import num_cores
@@ -39,6 +40,7 @@ from lra_tasks.speed.timing import (
   time_loop,
 )
 from lra_tasks.tasks import TrainedVocabulary, get_task
+from lra_tasks.training import steps
 
 
 class Case(NamedTuple):
@@ -440,7 +442,7 @@ def _measure_inference(setting, fields):
     raise ValueError("--what=inference is about classifiers, and the config's objective is masked")
   model = make_classifier(**configuration.model_arguments(fields))
   key = jax.random.key(0)
-  params = jax.jit(functools.partial(steps.init_params, model))(key, key)
+  params = jax.jit(functools.partial(init_params, model))(key, key)
   spec, size = get_task(fields['task']), fields['batch_size']
   predictor = Predictor(model, params, spec.tokenizer, key)
   shape = (size, spec.num_inputs, fields['max_length'])

@@ -222,11 +222,6 @@ def test_unknown_options_offer_the_nearest(model_type, option, message):
     make_classifier(model_type, attention={option: 1}, **TINY)
 
 
-def test_unknown_fields_of_the_encoder_are_an_error():
-  with pytest.raises(TypeError, match='emb_dims'):
-    make_classifier('transformer', emb_dims=8, **TINY)
-
-
 def test_message_without_a_near_name_is_punctuated():
   assert unknown_name('task', 'xyz', ['abc']) == "unknown task 'xyz'; known: abc"
 
@@ -313,3 +308,5 @@ def test_unknown_sizes_are_named():
   message = "unknown size or switch of the encoder 'num_layer' .did you mean 'num_layers'"
   with pytest.raises(ValueError, match=message):
     make_classifier('gmm_prf', num_layer=2, **TINY)
+  with pytest.raises(ValueError, match="'emb_dims' .did you mean 'emb_dim'"):
+    make_classifier('transformer', emb_dims=8, **TINY)

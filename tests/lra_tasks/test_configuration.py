@@ -11,11 +11,11 @@ from breadth import slow_but
 from run_helpers import load_config, load_config_file
 
 from kl_flax.models import MODELS, make_classifier, make_model
+from kl_flax.parameters import count_parameters
 from lra_tasks import configuration
 from lra_tasks.configuration import difference, resolve
 from lra_tasks.presets import parse_argument
 from lra_tasks.runs import rundir
-from lra_tasks.steps import count_parameters
 from lra_tasks.tasks import TASKS
 
 # GLUE's share one, which is tested by itself.

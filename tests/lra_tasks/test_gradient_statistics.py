@@ -12,8 +12,15 @@ from run_helpers import read, run_here
 
 from kl_flax.models import make_classifier
 from lra_tasks import gradient_statistics
+from lra_tasks.analysis.gradient_figures import learning_curves, table
+from lra_tasks.analysis.gradient_measures import (
+  Curve,
+  Statistics,
+  first_to_reach,
+  hidden_gradients,
+  summarise,
+)
 from lra_tasks.data import sparse_sum
-from lra_tasks.gradient_statistics import Curve, Statistics, hidden_gradients, summarise
 from lra_tasks.runs.checkpoints import RunCheckpoints
 
 NUM_DRAWS, NUM_EXAMPLES = 3, 4
@@ -220,7 +227,7 @@ def curve(model, *, accuracies=None, data='sparse_sum/a', **gradients):
 
 
 def test_table_has_ratios_of_two_models():
-  text = gradient_statistics.table(
+  text = table(
     [
       curve('gmm_prf', p20=(100, 0.5, 0.25, 0.125), p40=(300, 0.5, 0.25, 0.0)),
       curve('gmm_rks', p20=(1000, 1.0, 0.75, 0.25)),
@@ -241,7 +248,7 @@ def test_table_has_ratios_of_two_models():
 def test_curves_are_drawn_for_each_data_set():
   pytest.importorskip('matplotlib')
   curves = [curve('gmm_prf'), curve('gmm_prf', data='sparse_sum/b'), curve('gmm_rks')]
-  figure = gradient_statistics.learning_curves(curves)
+  figure = learning_curves(curves)
   first, second = figure.axes
   assert [len(axis.lines) for axis in (first, second)] == [2, 1]
   np.testing.assert_allclose(first.lines[0].get_xydata(), [[10, 10], [20, 30]])
@@ -252,12 +259,12 @@ def test_curves_are_drawn_for_each_data_set():
 def test_many_evaluations_are_drawn_with_their_mean():
   pytest.importorskip('matplotlib')
   many = curve('gmm_prf')._replace(accuracies={10 * i: 0.01 * i for i in range(60)})
-  (axis,) = gradient_statistics.learning_curves([many]).axes
+  (axis,) = learning_curves([many]).axes
   raw, mean = (line.get_xydata() for line in axis.lines)
   assert (len(raw), len(mean)) == (60, 58)
   np.testing.assert_allclose(mean, raw[1:-1], atol=1e-9)  # A line is its own running mean.
 
 
 def test_accuracies_are_reached_exactly():
-  assert gradient_statistics.first_to_reach({5: 0.59999, 10: 0.6, 15: 0.7}, 60) == 10
-  assert gradient_statistics.first_to_reach({}, 60) is None
+  assert first_to_reach({5: 0.59999, 10: 0.6, 15: 0.7}, 60) == 10
+  assert first_to_reach({}, 60) is None

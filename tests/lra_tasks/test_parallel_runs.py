@@ -19,7 +19,7 @@ from run_helpers import (
 )
 
 from lra_tasks.data import parts
-from lra_tasks.loop import NonFiniteLossError
+from lra_tasks.training.loop import NonFiniteLossError
 
 
 @pytest.mark.slow

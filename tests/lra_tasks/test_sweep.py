@@ -13,11 +13,12 @@ from absl import flags
 from report_helpers import RUN
 from run_helpers import ROOT, environment
 
-from lra_tasks import files, sweep, sweep_runs
+from lra_tasks import files, sweep
 from lra_tasks.runs.finished import parse_run
 from lra_tasks.sweep import render
-from lra_tasks.sweep_jobs import make_jobs
-from lra_tasks.sweep_runs import Sweep, make_workers
+from lra_tasks.sweeps import running as sweep_runs
+from lra_tasks.sweeps.jobs import make_jobs
+from lra_tasks.sweeps.running import Sweep, make_workers
 
 CONFIGS = str(ROOT / 'configs')
 

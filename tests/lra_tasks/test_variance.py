@@ -13,10 +13,11 @@ from run_helpers import read, run_here, save_altered
 
 from kl_flax.predictor import Predictor
 from kl_flax.votes import Vote
-from lra_tasks import variance, variance_measures
+from lra_tasks import variance
+from lra_tasks.analysis import variance_measures
+from lra_tasks.analysis.variance_figures import draw_correlations, draw_metrics, r_squared
+from lra_tasks.analysis.variance_measures import Variance, measure
 from lra_tasks.data import listops
-from lra_tasks.variance_figures import draw_correlations, draw_metrics, r_squared
-from lra_tasks.variance_measures import Variance, measure
 
 
 class Scripted:

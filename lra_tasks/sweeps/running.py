@@ -23,7 +23,7 @@ from lra_tasks.files import is_taken, lock
 from lra_tasks.runs import rundir
 from lra_tasks.runs.finished import DamagedRun, Run, Unfinished, read_description, read_folder
 from lra_tasks.signals import exit_code_of, handle_signals
-from lra_tasks.sweep_jobs import Job
+from lra_tasks.sweeps.jobs import Job
 from lra_tasks.tasks import get_task
 
 logger = logging.getLogger('lra_tasks.sweep')

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from lra_tasks.analysis.variance_measures import Variance
 from lra_tasks.paper import split_name
 from lra_tasks.plotting import color, label, new_figure
-from lra_tasks.variance_measures import Variance
 
 
 def draw_metrics(found: Sequence[Variance]) -> Any:

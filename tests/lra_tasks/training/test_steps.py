@@ -8,8 +8,9 @@ import pytest
 from breadth import slow_but
 
 from kl_flax.models import make_classifier
-from lra_tasks import evaluation, parallel, steps
+from lra_tasks import parallel
 from lra_tasks.data.parts import Parts
+from lra_tasks.training import evaluation, steps
 
 SIZES = {
   'num_classes': 4, 'vocab_size': 8, 'emb_dim': 8, 'num_heads': 2, 'num_layers': 1, 'qkv_dim': 8,

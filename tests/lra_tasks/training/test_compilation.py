@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from run_helpers import ROOT, run_here
 
-from lra_tasks import compilation, parallel, splits
-from lra_tasks.compilation import Compilers, Step
+from lra_tasks import parallel
 from lra_tasks.data.parts import Parts
-from lra_tasks.train import _Programs
+from lra_tasks.training import compilation, splits
+from lra_tasks.training.compilation import Compilers, Step
+from lra_tasks.training.programs import Programs
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_what_has_not_begun_is_given_up(monkeypatch):
 def test_a_process_ends_while_it_compiles():
   program = """
 import logging, sys, time
-from lra_tasks import compilation
+from lra_tasks.training import compilation
 class Slow:
   def lower(self):
     time.sleep(120)
@@ -137,7 +138,7 @@ sys.exit(compilation.leave(143))
 def test_several_processes_compile_in_one_order(monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   # Nothing of a run is looked at.
-  assert _Programs.compile_ahead(None, compilers=None, splits=None, trains=True) is None
+  assert Programs.compile_ahead(None, compilers=None, splits=None, trains=True) is None
 
 
 def watch(monkeypatch):

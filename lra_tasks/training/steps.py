@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kl_flax.heads import Classifier, DualClassifier, MaskedLanguageModel
+from kl_flax.heads import MaskedLanguageModel
+from kl_flax.parameters import Model, init_params
 
 Sums = dict[str, jax.Array]
-Model = Classifier | DualClassifier | MaskedLanguageModel
 AXIS = 'batch'
 
 
@@ -65,12 +65,6 @@ def init_state(
   )
 
 
-def init_params(model: Model, key: jax.Array, spectral: jax.Array) -> Any:
-  """Return initial parameters."""
-  arguments = _arguments(model, zero_batch(model))
-  return model.init({'params': key, 'spectral': spectral}, *arguments)['params']
-
-
 def zero_batch(model: Model) -> dict[str, jax.Array]:
   """Return a batch of one example, all padding, in the form of `lra_tasks.data.pipeline`."""
   shape = (
@@ -88,17 +82,6 @@ def zero_batch(model: Model) -> dict[str, jax.Array]:
     integers = dict.fromkeys(('positions', 'targets'), jnp.zeros(predicted, jnp.int32))
     batch |= integers | {'weights': jnp.zeros(predicted)}
   return batch
-
-
-def count_parameters(model: Model) -> int:
-  """Return the number of parameters without computing any."""
-  return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(model)))
-
-
-def parameter_shapes(model: Model) -> Any:
-  """Return the parameters as `jax.ShapeDtypeStruct`."""
-  key = jax.random.key(0)
-  return jax.eval_shape(lambda: init_params(model, key, key))
 
 
 def key_mask(batch: dict[str, jax.Array]) -> jax.Array:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from lra_tasks import parallel
-from lra_tasks.evaluation import evaluate
 from lra_tasks.runs.log import means
+from lra_tasks.training.evaluation import evaluate
 
 
 @pytest.mark.parametrize('draws', [1, 5])
