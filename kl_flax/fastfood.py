@@ -6,7 +6,8 @@ Shapes: b batch, l length, h heads, n blocks, d head size; all blocks have n·d 
 from __future__ import annotations
 
 import functools
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from kl_flax.hadamard import check_head_dim, hadamard_rows, walsh_hadamard
 from kl_flax.orthogonal import draw_lengths, draw_signs
+from kl_flax.spectral import Distribution, standard_normal
 
 Learned = Literal['none', 's', 'sgb']
 Initial = Literal['le', 'authors']
@@ -157,6 +159,14 @@ class FastFood(nn.Module):
     permutation = jnp.broadcast_to(jnp.arange(head_dim), shape)
     permutation = jax.random.permutation(key_permutation, permutation, axis=-1, independent=True)
     return fastfood_frequencies(B, G, S, permutation)
+
+  def distribution(
+    self, params: Mapping[str, Any], head: int, head_dim: int
+  ) -> Distribution | None:
+    """Return what the frequencies of one head are, each by itself; None but as Le et al. draw."""
+    del params, head
+    as_drawn = self.learned == 'none' and self.initial == 'le'
+    return standard_normal(head_dim) if as_drawn else None
 
 
 def _permute(x, permutation):

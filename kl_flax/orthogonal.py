@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,7 +24,14 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kl_flax.hadamard import check_head_dim, hadamard_rows, walsh_hadamard
-from kl_flax.spectral import Frequencies, check_pairs, draw_normal, widen
+from kl_flax.spectral import (
+  Distribution,
+  Frequencies,
+  check_pairs,
+  draw_normal,
+  standard_normal,
+  widen,
+)
 
 
 def orthogonal_frequencies(
@@ -127,6 +136,16 @@ class Gaussian(nn.Module):
     noise = draw_normal(self.make_rng('spectral'), shape, antithetic=self.antithetic)
     return _stretched(noise, self.typical_norm)
 
+  def distribution(self, params: Mapping[str, Any], head: int, head_dim: int) -> Distribution:
+    """Return what the frequencies of one head are, each by itself."""
+    del params, head
+    return standard_normal(
+      head_dim,
+      num_noise=self.num_frequencies,
+      antithetic=self.antithetic,
+      typical_norm=self.typical_norm,
+    )
+
 
 class OrthogonalGaussian(nn.Module):
   """Frequencies orthogonal in blocks of D, lengths drawn from χ_D: Performer's.
@@ -162,6 +181,11 @@ class OrthogonalGaussian(nn.Module):
     lengths = draw_lengths(key_lengths, (num_heads, count), head_dim)
     omega = orthogonal_frequencies(noise, lengths)
     return _stretched(_paired(omega, self.antithetic), self.typical_norm)
+
+  def distribution(self, params: Mapping[str, Any], head: int, head_dim: int) -> Distribution:
+    """Return what the frequencies of one head are, each by itself."""
+    del params, head
+    return standard_normal(head_dim)
 
 
 class StructuredOrthogonal(nn.Module):
@@ -214,6 +238,13 @@ class StructuredOrthogonal(nn.Module):
     else:
       diagonals = draw_signs(self.make_rng('spectral'), shape)
     return _paired(structured_frequencies(diagonals)[:, :count], self.antithetic)
+
+  def distribution(
+    self, params: Mapping[str, Any], head: int, head_dim: int
+  ) -> Distribution | None:
+    """Return what the frequencies of one head are near, each by itself; None if learned."""
+    del params, head
+    return None if self.learned else standard_normal(head_dim)
 
 
 def draw_signs(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, '...']:

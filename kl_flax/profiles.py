@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kl_flax.diagnostics import closed_form, draw_estimates, spectral_mixture
+from kl_flax.closed_forms import closed_form, distribution
+from kl_flax.diagnostics import draw_estimates
 from kl_flax.features import FeatureMap
 from kl_flax.spectral import as_weighted
 
@@ -121,7 +122,7 @@ def spectral_covariance(
 
   Of a mixture it is that of the whole: the spread of the means adds to the components' own.
   """
-  mixtures = [spectral_mixture(sampler, params, h, head_dim) for h in range(num_heads)]
+  mixtures = [distribution(sampler, params, h, head_dim) for h in range(num_heads)]
   if mixtures[0] is None:
     omega, weight = draw_frequencies(
       sampler, params, num_heads, head_dim, num_draws=num_draws, seed=seed
@@ -129,7 +130,7 @@ def spectral_covariance(
     centred = omega - np.einsum('hn,hnd->hd', weight, omega)[:, None]
     return np.einsum('hn,hnd,hne->hde', weight, centred, centred)
   found = []
-  for mean, scale, shares in mixtures:
+  for mean, scale, shares, _ in mixtures:
     matrices = scale if scale.ndim == 3 else np.stack([np.diag(row) for row in scale])
     centred = mean - shares @ mean
     own = np.einsum('c,cij,ckj->ik', shares, matrices, matrices)
@@ -167,10 +168,10 @@ def spectral_density(
   """
   found = []
   for head, u in enumerate(np.asarray(direction, np.float64)):
-    mixture = spectral_mixture(sampler, params, head, len(u))
+    mixture = distribution(sampler, params, head, len(u))
     if mixture is None:
       return None
-    mean, scale, shares = mixture
+    mean, scale, shares, _ = mixture
     projected = np.einsum('cij,i->cj', scale, u) if scale.ndim == 3 else scale * u
     width = np.linalg.norm(projected, axis=1)
     z = (np.asarray(points)[:, None] - mean @ u) / width

@@ -8,11 +8,13 @@ stream decides how long a draw lives; the benchmark passes a function of the tra
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 Covariance = Literal['full', 'diagonal']
@@ -28,6 +30,29 @@ class Frequencies(NamedTuple):
 
   omega: Float[Array, 'h m d']
   log_weight: Float[Array, 'h m']
+
+
+class Distribution(NamedTuple):
+  """What the frequencies of one head are, each by itself: a Gaussian mixture.
+
+  Attributes:
+    mean: mu, float64 [C, D].
+    scale: S as matrices, float64 [C, D, D], or their diagonals [C, D].
+    shares: pi, float64 [C], summing to one.
+    draws: how many there are and how they go together, as `closed_forms.mixture_estimate` takes it;
+      None where they depend on each other in other ways.
+  """
+
+  mean: np.ndarray
+  scale: np.ndarray
+  shares: np.ndarray
+  draws: Mapping[str, Any] | None = None
+
+
+def standard_normal(head_dim: int, **draws: Any) -> Distribution:
+  """Return N(0, I) in D dimensions; without `draws` these depend on each other."""
+  one = (np.zeros((1, head_dim)), np.ones((1, head_dim)), np.ones(1))
+  return Distribution(*one, draws or None)
 
 
 def as_weighted(
@@ -180,6 +205,30 @@ class GaussianMixture(nn.Module):
     if log_weight is None:
       return omega
     return Frequencies(omega, log_weight.reshape(num_heads, -1))
+
+  def distribution(self, params: Mapping[str, Any], head: int, head_dim: int) -> Distribution:
+    """Return what the frequencies of one head are, each by itself.
+
+    Args:
+      params: of this sampler.
+      head: which one.
+      head_dim: D, which the parameters have, too.
+    """
+    of_head = lambda name: np.asarray(params[name][head], np.float64)
+    mean = of_head('mean')
+    full = self.covariance == 'full'
+    scale = of_head('scale') if full else np.exp(of_head('log_variance') / 2)
+    if self.tied:
+      mean, scale = np.concatenate([mean, -mean]), np.concatenate([scale, scale])
+    learned = self.weights == 'learned'
+    shares = np.exp(of_head('weight_logits')) if learned else np.ones(len(mean))
+    draws = {
+      'num_noise': self.num_frequencies // self.num_components,
+      'shared_noise': self.tied or self.shared_noise,
+      'antithetic': self.antithetic,
+      'typical_norm': self.typical_norm,
+    }
+    return Distribution(mean, scale, shares / np.sum(shares), draws)
 
 
 class Generator(nn.Module):

@@ -14,7 +14,7 @@ import numpy as np
 
 from kl_flax.attention import KernelAttention
 from kl_flax.baselines.softmax import SoftmaxAttention, softmax_weights
-from kl_flax.diagnostics import closed_form, spectral_mixture
+from kl_flax.closed_forms import closed_form, distribution
 from kl_flax.inspection.layers import AttentionLayer
 from kl_flax.naive import naive_attention_weights
 
@@ -158,7 +158,7 @@ def has_exact_kernel(layer: AttentionLayer) -> bool:
   """Return whether the kernel of a layer is known in closed form: see `exact_map`."""
   if layer.sampler is None:
     return False
-  return spectral_mixture(layer.sampler, layer.params, 0, layer.head_dim) is not None
+  return distribution(layer.sampler, layer.params, 0, layer.head_dim) is not None
 
 
 def _positions(layer, sequence, rows):

@@ -86,7 +86,7 @@ def collect(
 def one_line(found: Mapping[str, Any]) -> str:
   """Return the contents of results.json in a sentence.
 
-  >>> describe({'accuracy': 0.69, 'examples': 100, 'majority_class': 0.7, 'judged_by': 'matthews',
+  >>> one_line({'accuracy': 0.69, 'examples': 100, 'majority_class': 0.7, 'judged_by': 'matthews',
   ...           'matthews': 0.0, 'loss': 0.62})[:52]
   'Test accuracy 69.00 %, Matthews correlation 0.000, l'
   """

@@ -7,13 +7,8 @@ import numpy as np
 import pytest
 from breadth import slow_but
 
-from kl_flax.diagnostics import (
-  approximation_report,
-  closed_form,
-  covariance_eigenvalues,
-  fastfood_estimate,
-  mixture_estimate,
-)
+from kl_flax.closed_forms import closed_form, fastfood_estimate, mixture_estimate
+from kl_flax.diagnostics import approximation_report, covariance_eigenvalues
 from kl_flax.fastfood import FastFood
 from kl_flax.features import fourier_features, positive_features, softmax_features
 from kl_flax.models import make_classifier
