@@ -108,7 +108,7 @@ def task_config(
     presets: preset -> fields that differ from the defaults.
     num_frequencies: model -> frequencies, in all presets but tiny; others have their default.
     data: preset -> data options that differ from the benchmark's.
-    attention: model -> further options of its mechanism, in all presets.
+    attention: model -> further options of its mechanism, in the preset paper.
     lra_performer: options of the Performer in the preset lra. LRA's files leave the kernel out, and
       so take its code's.
     lra_models: model -> fields of LRA's file for it that differ from those of the preset lra.
@@ -118,7 +118,9 @@ def task_config(
     ValueError: for an unknown model or preset, with the nearest known name.
   """
   model, preset = parse_argument(argument, presets)
-  fields, options = dict(presets[preset]), dict((attention or {}).get(model, {}))
+  fields, options = dict(presets[preset]), {}
+  if preset == 'paper':
+    options |= (attention or {}).get(model, {})
   if preset == 'tiny':
     options['num_frequencies'] = TINY_FREQUENCIES
   elif model in num_frequencies:

@@ -320,6 +320,27 @@ def test_disagreement_on_text():
   assert says('docs/analysis.md', sentence, values)
 
 
+def test_denominators_on_text():
+  lines_of = {
+    run['model']: run['evaluations']
+    for run in runs_of('lra_tasks/results/text')
+    if run['model'].endswith('rks') and (run['preset'], run['seed']) == ('paper', 0)
+  }
+  shares = {
+    model: [100 * line['train_nonpositive_denominators'] for line in lines]
+    for model, lines in lines_of.items()
+  }
+  own = shares.pop('gmm_rks')
+  assert shares.keys() == {'rks', 'fastfood_rks', 'generative_rks'}
+  assert not any(max(values) for values in shares.values())
+  at = {line['step']: 100 * line['eval_accuracy'] for line in lines_of['gmm_rks']}
+  values = [own[0], own[3], own[4], at[4000], at[5000], own[7], at[8000], max(own)]
+  sentence = """a share of # of the denominators was not positive in the first 1,000 steps, # % in
+    those up to step 4,000, # % up to 5,000, where accuracy on the test split falls from # to # %,
+    # % up to 8,000, where it is # %, and at most # %"""
+  assert says('docs/analysis.md', sentence, values)
+
+
 # README.md
 
 
