@@ -25,7 +25,8 @@ _NUM_FREQUENCIES = {
   'structured_rks': 64, 'structured_prf': 64,
   'rks': 256, 'prf': 256,
 }  # fmt: skip
-# Where the paper's code has another constant feature than 1: too small a one, see docs/analysis.md.
+# Where the paper's code has another constant feature than 1. It leaves denominators that are not
+# positive: docs/analysis.md.
 _ATTENTION = {'gmm_rks': {'smoothing': 0.36}}
 # What LRA's files for other models ask for.
 _LRA_KWARGS = {

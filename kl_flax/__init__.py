@@ -14,7 +14,7 @@ from kl_flax.models import make_attention, make_classifier, make_masked_lm
 from kl_flax.naive import naive_attention_weights, naive_kernel_attention
 from kl_flax.orthogonal import Gaussian, OrthogonalGaussian, StructuredOrthogonal
 from kl_flax.predictor import Prediction, Predictor
-from kl_flax.spectral import Frequencies, GaussianMixture, Generator, gmm_frequencies
+from kl_flax.spectral import Distribution, Frequencies, GaussianMixture, Generator, gmm_frequencies
 from kl_flax.tokenizers import ByteTokenizer, PixelTokenizer, SymbolTokenizer
 from kl_flax.votes import Vote
 from kl_flax.wordpiece import WordPieceTokenizer, train_wordpiece
@@ -26,6 +26,7 @@ __all__ = [
   'Classifier',
   'DualClassifier',
   'DecodingState',
+  'Distribution',
   'Encoder',
   'FastFood',
   'Frequencies',

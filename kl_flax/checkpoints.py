@@ -1,7 +1,7 @@
 """Reading checkpoints: which one is best, and whether it is what was written.
 
 A checkpoint holds the items `state` (arrays) and `extra` (JSON, with the checksum of the arrays).
-`lra_tasks.run_checkpoints` writes them; here is what a reader needs without it.
+`lra_tasks.runs.checkpoints` writes them; here is what a reader needs without it.
 """
 
 from __future__ import annotations

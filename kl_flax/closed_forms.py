@@ -183,7 +183,7 @@ def distribution(
     head_dim: D.
   """
   known = getattr(sampler, 'distribution', None)
-  return known and known(params, head, head_dim)
+  return known(params, head, head_dim) if callable(known) else None
 
 
 def closed_form(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -332,9 +332,13 @@ def make_attention(
   >>> make_attention('gmm_rks', num_frequencies=64).features
   'fourier'
   """
-  if num_positions is None and get_row(model_type).depends_on_positions:
-    raise ValueError(f'{model_type} has parameters for every position: name num_positions')
-  return AttentionFactory.of(model_type, num_positions or 1, options)()
+  if num_positions is None:
+    if get_row(model_type).depends_on_positions:
+      raise ValueError(f'{model_type} has parameters for every position: name num_positions')
+    num_positions = 1
+  if num_positions < 1:
+    raise ValueError(f'num_positions must be at least 1, got {num_positions}')
+  return AttentionFactory.of(model_type, num_positions, options)()
 
 
 def make_classifier(
@@ -365,8 +369,9 @@ def make_classifier(
     **encoder: sizes and switches of `kl_flax.encoder.Encoder`.
 
   Raises:
-    ValueError: for an unknown model_type or option, with the nearest known name; for a value out of
-      its range; for another number of inputs, or an option that the number of inputs does not have.
+    ValueError: for an unknown model_type, argument or option, with the nearest known name; for a
+      value out of its range; for another number of inputs, or an option that the number of inputs
+      does not have.
 
   >>> model = make_classifier('gmm_prf', num_classes=10, vocab_size=16, emb_dim=32,
   ...                         num_heads=4, qkv_dim=32, mlp_dim=64, num_layers=2,
@@ -374,6 +379,7 @@ def make_classifier(
   >>> model.encoder.make_attention().features
   'positive'
   """
+  _check_names(make_classifier, encoder, {'use_cls'})
   module = make_encoder(model_type, attention, dtype, use_cls=pooling == 'CLS', **encoder)
   if num_inputs == 2:
     if hidden_dim is not None or activation != 'relu':
@@ -406,7 +412,19 @@ def make_masked_lm(
   Raises:
     ValueError: for an unknown model_type or option, with the nearest known name.
   """
+  _check_names(make_masked_lm, encoder)
   return MaskedLanguageModel(make_encoder(model_type, attention, dtype, **encoder), num_predictions)
+
+
+def _check_names(
+  make: Callable[..., Any], given: Collection[str], settled: Collection[str] = ()
+) -> None:
+  """Refuse keywords that neither a function nor the encoder knows; some of these it settles."""
+  own = [p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
+  known = {*own, *_fields(Encoder)}.difference({'make_attention', *settled})
+  for name in given:
+    if name not in known:
+      raise ValueError(unknown_name('argument of a model', name, known))
 
 
 def make_model(**arguments: Any) -> Classifier | DualClassifier | MaskedLanguageModel:
@@ -428,10 +446,6 @@ def make_encoder(
   model_type: str, attention: Mapping[str, Any] | None = None, dtype: Any = 'float32', **sizes: Any
 ) -> Encoder:
   """Return the encoder of a model; see `make_classifier`."""
-  known = _fields(Encoder).keys() - {'make_attention', 'dtype'}
-  for name in sizes:
-    if name not in known:
-      raise ValueError(unknown_name('size or switch of the encoder', name, known))
   module = Encoder(None, dtype=jnp.dtype(dtype), **sizes)
   make_attention = AttentionFactory.of(model_type, module.num_positions, attention or {})
   return module.copy(make_attention=make_attention)

@@ -166,7 +166,9 @@ class _Found(NamedTuple):
 
 
 def _sampler(module):
-  return module.sampler if isinstance(module, KernelAttention) else None
+  """Return the sampler of an attention; None where it has none, or a mere function."""
+  sampler = getattr(module, 'sampler', None) if isinstance(module, KernelAttention) else None
+  return sampler if isinstance(sampler, nn.Module) else None
 
 
 def _is_attention(module):

@@ -216,7 +216,9 @@ class Damaged:
 
 
 # What every run tells of itself.
-_DESCRIBED = {'config': dict, 'dataset': str, 'model': dict, 'task': str, 'tokenizer': dict}
+_DESCRIBED = {
+  'config': dict, 'config_id': str, 'dataset': str, 'model': dict, 'task': str, 'tokenizer': dict
+}  # fmt: skip
 
 
 @contextlib.contextmanager

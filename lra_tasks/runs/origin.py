@@ -73,11 +73,12 @@ class StoredOrigin(Origin):
     description: contents of its config.json.
 
   Raises:
+    FileNotFoundError: if its vocabulary is missing.
     ValueError: if its tokenizer is damaged.
   """
 
   def __init__(self, own_dir: str, description: Mapping[str, Any]) -> None:
-    self.label, self.model_dir = description['config']['pretrained'], description['init_from']
+    self.label, self.model_dir = description['config']['pretrained'], description.get('init_from')
     self.tokenizer = tokenizer_from_dict(description['tokenizer'], own_dir)
     self._own_dir = own_dir
 
@@ -100,7 +101,7 @@ class NamedOrigin(Origin):
     model_dir: the run's directory.
 
   Raises:
-    FileNotFoundError: if it holds no run, or one that is not finished.
+    FileNotFoundError: if it holds no run, one that is not finished, or one without its vocabulary.
     ValueError: if one of its files, the tokenizer's too, is damaged.
   """
 

@@ -298,7 +298,7 @@ def stored_difference(
   """
   stored = description['config']
   if fields['dtype'] == 'auto':
-    fields = {**fields, 'dtype': stored['dtype']}
+    fields = {**fields, 'dtype': stored.get('dtype')}
   fields = json.loads(json.dumps(fields))
   lines = configuration.difference(
     configuration.essential(stored, _MAY_CHANGE),

@@ -1,6 +1,7 @@
 import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from kl_flax.fastfood import FastFood
 from kl_flax.features import fourier_features, positive_features, softmax_features
 from kl_flax.models import make_classifier
 from kl_flax.orthogonal import Gaussian, OrthogonalGaussian, StructuredOrthogonal
-from kl_flax.spectral import GaussianMixture, as_weighted, optimal_stretch, widen
+from kl_flax.spectral import Distribution, GaussianMixture, as_weighted, optimal_stretch, widen
 
 MAPS = {
   'fourier': fourier_features, 'positive': positive_features, 'softmax': softmax_features
@@ -117,6 +118,27 @@ def test_of_dependent_frequencies_the_kernel_alone_has_a_closed_form(dependent):
     assert found.relative_error is None
     np.testing.assert_array_equal(found.kernel, exact.kernel)
     assert exact.relative_error.shape == (3,)
+
+
+def test_samplers_may_say_what_their_frequencies_are():
+  class Wide(nn.Module):
+    @nn.compact
+    def __call__(self, num_heads, head_dim):
+      return 2 * jax.random.normal(self.make_rng('spectral'), (num_heads, 64, head_dim))
+
+  class Named(Wide):
+    distribution: str = 'a field of this name'
+
+  class Known(Wide):
+    def distribution(self, params, head, head_dim):
+      ones = np.ones((1, head_dim))
+      return Distribution(0 * ones, 2 * ones, np.ones(1), {'num_noise': 64})
+
+  x = np.random.default_rng(0).normal(size=(2, 1, 9, 2, 4)) / 3
+  for unknown in (Wide(), Named()):
+    assert approximation_report(*x, unknown, features='fourier').predicted is None
+  known = approximation_report(*x, Known(), features='fourier', num_draws=2000)
+  np.testing.assert_allclose(known.measured, known.predicted, rtol=0.15)
 
 
 def test_closed_forms_of_the_paper():

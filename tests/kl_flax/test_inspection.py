@@ -191,6 +191,20 @@ def test_samplers_inside_and_beside_their_attention(where):
   assert not np.array_equal(layers[0].omega, layers[-1].omega)
 
 
+def test_a_function_for_a_sampler_is_no_obstacle():
+  omega = jnp.ones((1, 3, 4))
+
+  class Model(nn.Module):
+    @nn.compact
+    def __call__(self, inputs, key_mask=None):
+      return KernelAttention(lambda num_heads, head_dim: omega)(*inputs)
+
+  x = np.random.default_rng(0).normal(size=(3, 2, 5, 1, 4)).astype(np.float32)
+  (layer,) = capture(Model(), {}, x)
+  assert layer.omega is None
+  assert layer.output.shape == x.shape[1:]
+
+
 def test_causal_maps_see_no_later_key():
   x = np.random.default_rng(0).normal(size=(3, 2, 5, 1, 4)).astype(np.float32)
 

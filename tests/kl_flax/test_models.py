@@ -12,7 +12,7 @@ from kl_flax.attention import KernelAttention
 from kl_flax.baselines.linformer import LinformerAttention
 from kl_flax.baselines.softmax import SoftmaxAttention
 from kl_flax.errors import unknown_name
-from kl_flax.models import MODELS, get_row, make_attention, make_classifier
+from kl_flax.models import MODELS, get_row, make_attention, make_classifier, make_masked_lm
 
 TINY = {
   'num_classes': 3,
@@ -302,11 +302,17 @@ def test_attention_by_its_name_takes_the_options_of_models():
     make_attention('gmm_rks', num_freq=64)
   with pytest.raises(ValueError, match='linformer has parameters for every position: name num_pos'):
     make_attention('linformer')
+  with pytest.raises(ValueError, match='num_positions must be at least 1, got 0'):
+    make_attention('linformer', num_positions=0)
 
 
 def test_unknown_sizes_are_named():
-  message = "unknown size or switch of the encoder 'num_layer' .did you mean 'num_layers'"
-  with pytest.raises(ValueError, match=message):
-    make_classifier('gmm_prf', num_layer=2, **TINY)
-  with pytest.raises(ValueError, match="'emb_dims' .did you mean 'emb_dim'"):
-    make_classifier('transformer', emb_dims=8, **TINY)
+  wrong = {'num_layer': 'num_layers', 'poolng': 'pooling', 'hiden_dim': 'hidden_dim'}
+  for name, right in wrong.items():
+    message = f"unknown argument of a model '{name}' .did you mean '{right}'"
+    with pytest.raises(ValueError, match=message):
+      make_classifier('gmm_prf', **{name: 2}, **TINY)
+  with pytest.raises(ValueError, match="unknown argument of a model 'use_cls'"):
+    make_classifier('gmm_prf', use_cls=False, **TINY)
+  with pytest.raises(ValueError, match="'num_prediction' .did you mean 'num_predictions'"):
+    make_masked_lm('gmm_prf', num_predictions=1, num_prediction=2, vocab_size=4)

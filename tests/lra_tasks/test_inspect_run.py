@@ -136,7 +136,7 @@ def make_run(directory, monkeypatch, model_type, tokenizer, num_texts=None, **op
   } | options  # fmt: skip
   config = {'model_type': model_type, 'random_seed': 0, 'task': 'text', 'data': {}}
   description = {'config': config, 'model': arguments, 'task': 'text', 'from_source': True}
-  description |= {'dataset': 'text/elsewhere', 'tokenizer': tokenizer.to_dict()}
+  description |= {'dataset': 'text/elsewhere', 'tokenizer': tokenizer.to_dict(), 'config_id': 'abc'}
   (directory / 'config.json').write_text(json.dumps(description))
   model = make_classifier(**arguments)
   predictor = Predictor(

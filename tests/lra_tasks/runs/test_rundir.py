@@ -17,8 +17,8 @@ STATE = {'w': np.zeros(2**18, np.float32)}  # 1 MiB
 
 def description(**config):
   return {
-    'config': {'warmup': 10, **config}, 'dataset': 'd', 'model': {'dtype': 'f'}, 'task': 'text',
-    'tokenizer': {'type': 'bytes'}, 'x': 1,
+    'config': {'warmup': 10, **config}, 'config_id': 'abc', 'dataset': 'd', 'model': {'dtype': 'f'},
+    'task': 'text', 'tokenizer': {'type': 'bytes'}, 'x': 1,
   }  # fmt: skip
 
 
