@@ -110,7 +110,7 @@ def test_the_operation_is_that_of_the_model():
   """What is measured returns what the mechanism of the model returns, with its own options."""
   _, values = parse(TINY, '--models=gmm_rks', '--num_frequencies=8')
   (fields,) = benchmark.configs(values)
-  fields |= {'dtype': 'float32'}
+  fields |= {'dtype': 'float32', 'attention': fields['attention'] | {'smoothing': 0.36}}
   x = [jax.random.normal(jax.random.key(i), (2, 8, 2, 16)) for i in range(3)]
   attend, (omega, log_weight) = speed._operation(fields, 2, 16)
   assert (omega.shape, log_weight) == ((2, 8, 16), None)
