@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from kl_flax import GaussianMixture, KernelAttention, decode_step, init_decoding, kernel_attention
+from kl_flax.inspection import attention_map, capture
 
 num_letters, num_digits, num_pairs = 12, 8, 6
 length = num_pairs + 1
@@ -111,6 +112,26 @@ axes[1].axhline(1 / num_digits, color='0.5', linestyle=':')
 axes[1].set(xlabel='step', ylabel='accuracy', ylim=(0, 1.02))
 plt.show()
 print(f'accuracy of the last 50 steps: {100 * accuracies[-50:].mean():.1f} %')
+
+# %% [markdown]
+# ## What it looks at
+#
+# `kl_flax.inspection.capture` runs any model as it is and keeps what its attentions got, drew and returned.
+# The rows below are the weights of the last position, which asks for a letter, in one example, head by head,
+# over the positions. Orange marks where that letter stood: heads of the first layer look there.
+
+# %%
+letters, digits, answers = make_batch(random, 1)
+layers = capture(model, params, letters, digits)
+weights = np.stack([attention_map(layer, 0)[:, -1] for layer in layers])  # [layer, head, position]
+figure, axes = plt.subplots(2, 1, figsize=(9, 3), layout='constrained', sharex=True)
+for axis, rows, number in zip(axes, weights, (1, 2), strict=True):
+  axis.imshow(rows, aspect='auto')
+  axis.set(ylabel=f'layer {number}\nhead', yticks=range(len(rows)))
+  for place in np.flatnonzero(letters[0, :-1] == letters[0, -1]):
+    axis.axvspan(place - 0.5, place + 0.5, fill=False, edgecolor='tab:orange', linewidth=2)
+axes[-1].set(xlabel='position')
+plt.show()
 
 # %% [markdown]
 # ## The same without a module

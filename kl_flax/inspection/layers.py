@@ -75,19 +75,17 @@ class AttentionLayer:
 def capture(
   model: nn.Module,
   params: Mapping[str, Any],
-  inputs: np.ndarray | jax.Array,
-  key_mask: np.ndarray | jax.Array | None = None,
-  *,
+  *inputs: Any,
   spectral_key: jax.Array | None = None,
 ) -> list[AttentionLayer]:
   """Run a model, as in prediction, and return what each of its attentions saw, first layer first.
 
   Args:
-    model: such as a `kl_flax.Classifier`, called with inputs and mask. Layers inside `nn.remat`
-      cannot be seen.
+    model: such as a `kl_flax.Classifier`, or one's own. Layers inside `nn.remat` cannot be seen.
     params: of the model.
-    inputs: token ids [b, l]; of pairs [b, 2, l], whose towers become 2b sequences.
-    key_mask: bool like the inputs, True at valid positions; None means everywhere.
+    *inputs: what the model is called with, arrays or None. A classifier takes token ids [b, l], of
+      pairs [b, 2, l], whose towers become 2b sequences, and bool like these, True at valid
+      positions.
     spectral_key: of the frequencies; None is `jax.random.key(0)`.
 
   Raises:
@@ -97,7 +95,7 @@ def capture(
   key = jax.random.key(0) if spectral_key is None else spectral_key
   modules: list[_Found] = []
 
-  def run(params, inputs, key_mask):
+  def run(params, inputs):
     calls, draws = [], {}
     modules.clear()
 
@@ -117,11 +115,11 @@ def capture(
       return out
 
     with nn.intercept_methods(look):
-      model.apply({'params': params}, inputs, key_mask, rngs={'spectral': key})
+      model.apply({'params': params}, *inputs, rngs={'spectral': key})
     return calls
 
   params = dict(params)
-  calls = jax.jit(run)(params, inputs, key_mask)
+  calls = jax.jit(run)(params, inputs)
   if not calls:
     raise ValueError(
       f'{type(model).__name__} has no attention to look into: no module in it is a KernelAttention '
