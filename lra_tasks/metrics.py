@@ -86,7 +86,6 @@ METRICS: dict[str, Callable[[np.ndarray], float]] = {
   'f1': f1,
   'matthews': matthews,
 }
-LABELS = {'accuracy': 'accuracy', 'f1': 'F1', 'matthews': 'Matthews correlation'}
 
 
 def mean_of_draws(name: str, confusions: np.ndarray) -> float:

@@ -19,6 +19,7 @@ from lra_tasks.reporting.summary import (
   make_overviews,
   verdict,
 )
+from lra_tasks.runs.finished import METRIC_LABELS
 
 # By the header of a column, or by the mark.
 _LEGEND = {
@@ -68,7 +69,6 @@ _LEGEND = {
   '▼': '▼ worse than the published figure by more than 1 point and two standard errors of ours.',
 }
 _PAPER = 'the KL-Transformer paper, Tables 2 and 5'
-_METRICS = {'matthews': 'Matthews correlation', 'f1': 'F1'}
 
 
 def compact_seeds(seeds: Iterable[int]) -> str:
@@ -266,7 +266,7 @@ def _rates_sheet(table: Table) -> Sheet:
       (Cell(row.model), Cell(row.preset), *cells, Cell(compact_seeds(row.rates[0].seeds)))
     )
   run = rows[0].runs[0]
-  metric = _METRICS.get(run.metric, run.metric)
+  metric = METRIC_LABELS[run.metric]
   of_rates = [Heading(f'{rate:g}') for rate in headers]
   return Sheet(
     f'{table.task}: learning rates',
@@ -378,7 +378,7 @@ def _comparison_sheet(question: str, found: Sequence[Comparison]) -> Sheet:
       Cell(f'{c.first} − {c.second}'),
       Cell(c.task),
       Cell(c.preset),
-      Cell(_METRICS.get(c.metric, c.metric)),
+      Cell(METRIC_LABELS[c.metric]),
       Cell(f'{c.difference:+.2f}', '‡' * c.is_optimistic + '↘' * c.has_fallen),
       Cell(f'± {c.error:.2f}'),
       Cell(compact_seeds(c.seeds)),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lra_tasks.paper import PAPER_SHORT_TASKS
 from lra_tasks.reporting.published import load_published
-from lra_tasks.reporting.rows import Row, Table
+from lra_tasks.reporting.rows import Row, Table, place_in
 from lra_tasks.runs.finished import Run
 
 
@@ -105,8 +105,7 @@ def make_overview(tables: Iterable[Table], order: tuple[str, ...]) -> GlueOvervi
     for metric in METRICS
     if metric.task == task and (score := _score(row, metric)) is not None
   }
-  place = lambda model: order.index(model) if model in order else len(order)
-  models = sorted({key[:2] for key in found}, key=lambda key: (place(key[0]), key))
+  models = sorted({key[:2] for key in found}, key=lambda key: (place_in(order, key[0]), key))
   metrics = tuple(metric for metric in METRICS if any(key[2] is metric for key in scores))
   tried = {task for _, _, task in found}
   missing = tuple(dict.fromkeys(m.task for m in METRICS if m.task not in tried))

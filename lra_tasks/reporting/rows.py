@@ -211,7 +211,10 @@ def build_report(
   for group in group_runs(found.runs):
     first = group.runs[0]
     groups[first.task, first.dataset, first.split].append(group)
-  order = lambda key: (_rank(key[0].partition('/')[0]), key)  # Of a task, then its variants.
+  order = lambda key: (
+    place_in(LRA_TASKS, key[0].partition('/')[0]),
+    key,
+  )  # Of a task, then its variants.
   tables = []
   for key in sorted(groups, key=order):
     of_task = published_for(published, key[0], external)
@@ -225,8 +228,13 @@ def build_report(
   return Report(tuple(tables), found.unfinished, found.damaged)
 
 
-def _rank(task: str) -> int:
-  return LRA_TASKS.index(task) if task in LRA_TASKS else len(LRA_TASKS)
+def place_in(names: Sequence[str], name: str) -> int:
+  """Return where a name stands, behind all of them if nowhere: names in an order of their own.
+
+  >>> [place_in(('listops', 'text'), name) for name in ('text', 'chess')]
+  [1, 2]
+  """
+  return names.index(name) if name in names else len(names)
 
 
 def _place(row: Row) -> tuple[float, str]:

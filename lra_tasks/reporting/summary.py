@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lra_tasks.paper import PAPER_MODELS, PAPER_TASKS
-from lra_tasks.reporting.rows import LRA_TASKS, Row, Table, example_error
+from lra_tasks.reporting.rows import LRA_TASKS, Row, Table, example_error, place_in
 from lra_tasks.runs.finished import Run
 
 # In points: what differs by no more from the published figure reproduces it.
@@ -84,8 +84,8 @@ def make_overviews(tables: Iterable[Table]) -> list[Overview]:
           rows[key] = row
   overviews = []
   for preset, rows in presets.items():
-    tasks = sorted({task for _, task in rows}, key=lambda task: (_place(task, LRA_TASKS), task))
-    models = sorted({model for model, _ in rows}, key=lambda m: (_place(m, PAPER_MODELS), m))
+    tasks = sorted({task for _, task in rows}, key=lambda task: (place_in(LRA_TASKS, task), task))
+    models = sorted({model for model, _ in rows}, key=lambda m: (place_in(PAPER_MODELS, m), m))
     if len(tasks) > 1:
       wanted = [(m, t) for t in PAPER_TASKS for m in PAPER_MODELS] if preset == 'paper' else []
       missing = tuple(key for key in wanted if key not in rows)
@@ -96,10 +96,6 @@ def make_overviews(tables: Iterable[Table]) -> list[Overview]:
 def _is_plain(row: Row) -> bool:
   """Return whether a row of ours is what its preset says."""
   return row.kind == 'run' and not row.is_changed and not row.tag
-
-
-def _place(name: str, names: Sequence[str]) -> int:
-  return names.index(name) if name in names else len(names)
 
 
 # ------------------------------------------------------------------------------ comparisons

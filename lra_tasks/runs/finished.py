@@ -24,6 +24,8 @@ class DamagedRun(ValueError):
   """A file of a run does not hold what it must; the message names it, and what to do."""
 
 
+# What people call the metrics of results.json.
+METRIC_LABELS = {'accuracy': 'accuracy', 'f1': 'F1', 'matthews': 'Matthews correlation'}
 Fraction = typing.NewType('Fraction', float)  # Between 0 and 1, as all accuracies of runs are.
 # Evaluations that tell where a training ended, and how far single ones are apart.
 _LATE = 5

@@ -9,6 +9,7 @@ import numpy as np
 
 from lra_tasks import configuration, metrics
 from lra_tasks.experiments import RATE_SEARCH
+from lra_tasks.runs.finished import METRIC_LABELS
 from lra_tasks.runs.log import means
 from lra_tasks.tasks import get_task
 
@@ -92,7 +93,7 @@ def one_line(found: Mapping[str, Any]) -> str:
   """
   parts = [f'Test accuracy {100 * found["accuracy"]:.2f} %']
   if (name := found['judged_by']) != 'accuracy':
-    parts.append(f'{metrics.LABELS[name]} {found[name]:.3f}')
+    parts.append(f'{METRIC_LABELS[name]} {found[name]:.3f}')
   parts.append(f'loss {found["loss"]:.4f}')
   return (
     f'{", ".join(parts)} on {found["examples"]} examples ({100 * found["majority_class"]:.2f} % by '

@@ -14,8 +14,9 @@ import numpy as np
 
 from lra_tasks import parallel
 from lra_tasks.console import Progress
-from lra_tasks.metrics import LABELS, mean_of_draws
+from lra_tasks.metrics import mean_of_draws
 from lra_tasks.runs.checkpoints import RunCheckpoints
+from lra_tasks.runs.finished import METRIC_LABELS
 from lra_tasks.runs.log import RunLog, means
 
 logger = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ class Loop:
     if self.judged_by != 'accuracy':
       score = mean_of_draws(self.judged_by, sums['confusion_by_draw'])
       metrics[f'eval_{self.judged_by}'] = score
-      own = f', {LABELS[self.judged_by]} {score:.4f}'
+      own = f', {METRIC_LABELS[self.judged_by]} {score:.4f}'
     if not np.isfinite(metrics['eval_loss']):
       raise _non_finite(f'validation loss is {metrics["eval_loss"]}', step)
     self.log.add(
