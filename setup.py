@@ -9,20 +9,22 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'kl_flax/__init__.py').read_text()).group(1)
 
 # Lower bounds are what the code needs; constraints.txt holds the versions that it was tested with.
-RUNTIME = [
-  'absl-py>=2.1',
-  'array_record>=0.8',  # Storage of prepared data sets.
+CORE = [  # Of kl_flax.
   'flatbuffers>=24.3',  # Files of exported models; jax.export imports it without declaring it.
   'flax>=0.12',  # Linen modules.
-  'grain>=0.2.18',  # Input pipeline whose state can be saved.
-  'importlib_resources>=6.0',  # tensorflow-datasets imports it without declaring it.
   'jax>=0.10,<0.12',
   'jaxtyping>=0.3',  # Shapes in signatures.
+  'numpy>=2.0',
+  'orbax-checkpoint>=0.12,<1',  # 1.0 changes the checkpoint manager.
+]
+LRA = [  # Of lra_tasks and configs.
+  'absl-py>=2.1',
+  'array_record>=0.8',  # Storage of prepared data sets.
+  'grain>=0.2.18',  # Input pipeline whose state can be saved.
+  'importlib_resources>=6.0',  # tensorflow-datasets imports it without declaring it.
   'ml_collections>=1.0',  # Configs and --config.
   'numba>=0.68',  # Compiles the loops that draw Pathfinder's paths, hundreds of attempts an image.
-  'numpy>=2.0',
   'optax>=0.2.5',
-  'orbax-checkpoint>=0.12,<1',  # 1.0 changes the checkpoint manager.
   'pillow>=11.0',  # Decodes image files.
   'rich>=13.0',  # Progress bars.
   'tensorboardX>=2.6',  # TensorBoard summaries without TensorFlow.
@@ -53,11 +55,12 @@ setuptools.setup(
   python_requires='>=3.11',
   packages=setuptools.find_packages(include=['kl_flax*', 'lra_tasks*']),
   package_data={'lra_tasks': ['published_results.csv', 'results/**/*.json*']},
-  install_requires=RUNTIME,
+  install_requires=CORE,
   extras_require={
-    'test': TEST,
+    'lra': LRA,
+    'test': [*LRA, *TEST],
     'plots': PLOTS,
-    'notebooks': NOTEBOOKS,
+    'notebooks': [*LRA, *NOTEBOOKS],
     'cuda13': ['jax[cuda13]>=0.10,<0.12'],
   },
 )
