@@ -142,7 +142,9 @@ def _parse_tried(tried: str | None) -> list[tuple[tuple[str, str], ...]]:
   field, _, values = tried.partition('=')
   changes = [_parse_change(f'{field}={value}', '--try') for value in values.split(',')]
   if len({repr(_literal(value)) for _, value in changes}) < max(len(changes), 2):
-    raise ValueError(f'--try must be FIELD=VALUE,VALUE..., each value once, got {tried!r}')
+    raise ValueError(
+      f'--try must be FIELD=VALUE,VALUE..., each value once (one alone is for --set), got {tried!r}'
+    )
   return [(change,) for change in changes]
 
 
