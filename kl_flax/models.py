@@ -321,13 +321,13 @@ def make_attention(
 
   Args:
     model_type: a key of `kl_flax.models.MODELS`.
-    num_positions: the longest sequence, for mechanisms with parameters for every position
-      (`linformer`, `synthesizer`).
+    num_positions: the longest sequence, for mechanisms that depend on it, such as `linformer` with
+      its parameters for every position.
     **options: of the mechanism, as `config.attention` has them.
 
   Raises:
     ValueError: for an unknown model_type or option, with the nearest known name; for a value that
-      the mechanism refuses; without `num_positions` where that is needed.
+      the mechanism refuses; for `num_positions` below 1, or none where it is needed.
 
   >>> make_attention('gmm_rks', num_frequencies=64).features
   'fourier'
@@ -410,7 +410,7 @@ def make_masked_lm(
     **encoder: likewise; vocab_size counts the mask, which is the last id.
 
   Raises:
-    ValueError: for an unknown model_type or option, with the nearest known name.
+    ValueError: for an unknown model_type, argument or option, with the nearest known name.
   """
   _check_names(make_masked_lm, encoder)
   return MaskedLanguageModel(make_encoder(model_type, attention, dtype, **encoder), num_predictions)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kl_flax.closed_forms import closed_form, distribution
+from kl_flax.closed_forms import closed_form, distribution, scaled
 from kl_flax.diagnostics import draw_estimates
 from kl_flax.features import FeatureMap
 from kl_flax.spectral import as_weighted
@@ -172,8 +172,7 @@ def spectral_density(
     if mixture is None:
       return None
     mean, scale, shares, _ = mixture
-    projected = np.einsum('cij,i->cj', scale, u) if scale.ndim == 3 else scale * u
-    width = np.linalg.norm(projected, axis=1)
+    width = np.linalg.norm(scaled(scale, u[None])[:, 0], axis=1)
     z = (np.asarray(points)[:, None] - mean @ u) / width
     found.append(np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) / width @ shares)
   return np.stack(found)

@@ -24,15 +24,7 @@ from ml_collections import config_flags
 
 from kl_flax.models import make_model
 from kl_flax.parameters import parameter_shapes
-from lra_tasks import (
-  command_line,
-  configuration,
-  data_flags,
-  machine,
-  optimizer,
-  parallel,
-  tasks,
-)
+from lra_tasks import command_line, configuration, data_flags, machine, optimizer, parallel, tasks
 from lra_tasks.console import set_up_logging
 from lra_tasks.data import datasets, pipeline
 from lra_tasks.files import write_json

@@ -58,12 +58,13 @@ def _add_legend(figure: Any, found: Sequence[Variance]) -> None:
   """Name the models beside a figure, whose runs share a color; a single run in full."""
   from matplotlib.patches import Patch
 
-  counts = collections.Counter(v.model for v in found)
+  names = collections.defaultdict(list)
+  for v in found:
+    names[v.model].append(f'{v.preset}, seed {v.seed}')
   patches = []
-  for v in {v.model: v for v in found}.values():
-    count = counts[v.model]
-    runs = f'{v.preset}, seed {v.seed}' if count == 1 else f'{count} runs'
-    patches.append(Patch(color=color(v.model), label=f'{label(v.model)}, {runs}'))
+  for model, runs in names.items():
+    name = runs[0] if len(runs) == 1 else f'{len(runs)} runs'
+    patches.append(Patch(color=color(model), label=f'{label(model)}, {name}'))
   figure.legend(handles=patches, loc='outside right upper', frameon=False)
 
 

@@ -211,10 +211,8 @@ def build_report(
   for group in group_runs(found.runs):
     first = group.runs[0]
     groups[first.task, first.dataset, first.split].append(group)
-  order = lambda key: (
-    place_in(LRA_TASKS, key[0].partition('/')[0]),
-    key,
-  )  # Of a task, then its variants.
+  # Of a task, then its variants.
+  order = lambda key: (place_in(LRA_TASKS, key[0].partition('/')[0]), key)
   tables = []
   for key in sorted(groups, key=order):
     of_task = published_for(published, key[0], external)

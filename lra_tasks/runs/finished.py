@@ -131,6 +131,7 @@ def _is_number(value: object) -> bool:
 
 
 _CHECKS = {
+  dict: ('an object', lambda value: isinstance(value, dict)),
   str: ('a string', lambda value: isinstance(value, str)),
   bool: ('true or false', lambda value: isinstance(value, bool)),
   int: ('an integer', lambda value: isinstance(value, int) and _is_number(value)),
@@ -161,14 +162,20 @@ def parse_run(values: Mapping[str, Any], path: Path, modified: float = 0.0) -> R
   """
   later = {field.name: None for field in dataclasses.fields(Run) if field.default is None}
   values = later | _with_infinities(values)
-  missing = [name for name in _fields() if name not in values]
-  if missing:
+  _check_keys(values, _fields(), path)
+  return Run(path=path, modified=modified, **{name: values[name] for name in _fields()})
+
+
+def _check_keys(
+  values: Mapping[str, Any], wanted: Mapping[str, tuple[Any, bool]], path: str | Path
+) -> None:
+  """Raise a ValueError unless a file has the keys: {key: (type, whether it may be null)}."""
+  if missing := [name for name in wanted if name not in values]:
     raise ValueError(f'{path}: missing: {", ".join(missing)}')
-  for name, (type_, nullable) in _fields().items():
+  for name, (type_, nullable) in wanted.items():
     expected, check = _CHECKS[type_]
     if not (check(values[name]) or (nullable and values[name] is None)):
       raise ValueError(f'{path}: {name} is {json.dumps(values[name])}: expected {expected}')
-  return Run(path=path, modified=modified, **{name: values[name] for name in _fields()})
 
 
 _MAY_BE_INFINITE = ('median_deviation', 'mean_deviation')
@@ -219,7 +226,8 @@ class Damaged:
 
 # What every run tells of itself.
 _DESCRIBED = {
-  'config': dict, 'config_id': str, 'dataset': str, 'model': dict, 'task': str, 'tokenizer': dict
+  'config': (dict, False), 'config_id': (str, False), 'dataset': (str, False),
+  'model': (dict, False), 'task': (str, False), 'tokenizer': (dict, False),
 }  # fmt: skip
 
 
@@ -247,17 +255,8 @@ def read_description(
   with _with_way_out():
     description = read_json(path)
     if whole and description is not None:
-      _check_description(description, path)
+      _check_keys(description, _DESCRIBED, path)
   return description
-
-
-def _check_description(description: Mapping[str, Any], path: str) -> None:
-  if missing := [name for name in _DESCRIBED if name not in description]:
-    raise ValueError(f'{path}: missing: {", ".join(missing)}')
-  for name, type_ in _DESCRIBED.items():
-    if not isinstance(description[name], type_):
-      expected = 'an object' if type_ is dict else 'a string'
-      raise ValueError(f'{path}: {name} is {json.dumps(description[name])}: expected {expected}')
 
 
 def read_whole_description(model_dir: str | os.PathLike[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from kl_flax.heads import MaskedLanguageModel
-from kl_flax.parameters import Model, init_params
+from kl_flax.parameters import Model, init_params, zero_inputs
 
 Sums = dict[str, jax.Array]
 AXIS = 'batch'
@@ -67,20 +67,18 @@ def init_state(
 
 def zero_batch(model: Model) -> dict[str, jax.Array]:
   """Return a batch of one example, all padding, in the form of `lra_tasks.data.pipeline`."""
-  shape = (
-    (1, model.encoder.max_length) if model.num_inputs == 1 else (1, 2, model.encoder.max_length)
-  )
+  inputs, _, *extra = zero_inputs(model)
   batch = {
-    'inputs': jnp.zeros(shape, jnp.int32),
-    'lengths': jnp.zeros(shape[:-1], jnp.int32),
+    'inputs': inputs,
+    'lengths': jnp.zeros(inputs.shape[:-1], jnp.int32),
     'targets': jnp.zeros(1, jnp.int32),
     'weights': jnp.zeros(1),
     'truncated': jnp.zeros(1),
   }
   if isinstance(model, MaskedLanguageModel):
-    predicted = (1, model.num_predictions)
-    integers = dict.fromkeys(('positions', 'targets'), jnp.zeros(predicted, jnp.int32))
-    batch |= integers | {'weights': jnp.zeros(predicted)}
+    (positions,) = extra
+    integers = dict.fromkeys(('positions', 'targets'), positions)
+    batch |= integers | {'weights': jnp.zeros(positions.shape)}
   return batch
 
 
