@@ -99,6 +99,11 @@ class GaussianMixture(nn.Module):
   the same noise. Means start uniform in ±D^(-1/2); S (full) or the log-variances (diagonal)
   start Xavier-uniform for a D×D matrix, which makes the expected initial covariance near I.
 
+  `initial='authors'` starts as the released code does. It, too, calls S Xavier-uniform, but of all
+  heads as one array [H, D, D], for which PyTorch reckons with D² inputs and H·D outputs: the
+  expected covariance is 2 / (D + H) I, means lie in ±1/D, and the kernel starts broad. Of the
+  log-variances [H, D] it reckons with D inputs and H outputs, hardly another start.
+
   Shared noise applies the means deterministically: with tied components a Fourier estimate is
   cos(muᵀp) times one that knows no means, so that they add no variance of their own.
 
@@ -115,6 +120,7 @@ class GaussianMixture(nn.Module):
     antithetic: whether the draws come in pairs ±n.
     typical_norm: |Sᵀ(q + k)|², at the temperature, for which `widen` makes the positive estimate's
       variance least; 0 leaves the draws as they are.
+    initial: 'unit' (covariance near I) or 'authors', see above.
 
   Raises:
     ValueError: for an impossible combination.
@@ -128,6 +134,7 @@ class GaussianMixture(nn.Module):
   shared_noise: bool = False
   antithetic: bool = False
   typical_norm: float = 0.0
+  initial: Literal['unit', 'authors'] = 'unit'
 
   def __post_init__(self) -> None:
     """Check the combination at once, not when the model is first called."""
@@ -158,7 +165,17 @@ class GaussianMixture(nn.Module):
       )
     if self.typical_norm < 0:
       raise ValueError(f'typical_norm must be at least 0, got {self.typical_norm}')
+    if self.initial not in ('unit', 'authors'):
+      raise ValueError(f"initial must be 'unit' or 'authors', got {self.initial!r}")
     check_pairs(self.num_frequencies // self.num_components, self.antithetic, 'of each component')
+
+  def _initial_bounds(self, num_heads: int, head_dim: int) -> tuple[float, float]:
+    """Return the bounds between which means and S, or log-variances, start uniform."""
+    fan_in = fan_out = head_dim
+    if self.initial == 'authors':
+      width = head_dim if self.covariance == 'full' else 1
+      fan_in, fan_out = head_dim * width, num_heads * width
+    return fan_in**-0.5, math.sqrt(6 / (fan_in + fan_out))
 
   @nn.compact
   def __call__(
@@ -175,14 +192,13 @@ class GaussianMixture(nn.Module):
       noise: replaces the draw from the stream 'spectral'.
     """
     free = 1 if self.tied else self.num_components
-    mean = self.param('mean', _uniform(head_dim**-0.5), (num_heads, free, head_dim))
+    mean_bound, bound = self._initial_bounds(num_heads, head_dim)
+    mean = self.param('mean', _uniform(mean_bound), (num_heads, free, head_dim))
     if self.covariance == 'full':
-      # Heads and components are batch axes: each S is Xavier-uniform by itself.
-      init = nn.initializers.xavier_uniform(batch_axis=(0, 1))
-      scale = self.param('scale', init, (num_heads, free, head_dim, head_dim))
+      shape = (num_heads, free, head_dim, head_dim)
+      scale = self.param('scale', _uniform(bound), shape)
     else:
-      init = _uniform(math.sqrt(3 / head_dim))
-      log_variance = self.param('log_variance', init, (num_heads, free, head_dim))
+      log_variance = self.param('log_variance', _uniform(bound), (num_heads, free, head_dim))
       scale = jnp.exp(log_variance / 2)
     if noise is None:
       shared = self.tied or self.shared_noise

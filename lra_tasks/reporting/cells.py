@@ -57,7 +57,7 @@ _LEGEND = {
   'examples, below.',
   '○': '○ no better than always answering the commonest class, or by less than two standard '
   'errors.',
-  '§': '§ published for the full task; our data or split is not the same, so no difference is '
+  '§': "§ published for the benchmark's own data and split; ours are others, so no difference is "
   'given.',
   '¶': '¶ mean speed and largest memory over runs on different hardware, or of runs that shared '
   'theirs.',

@@ -11,7 +11,14 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lra_tasks.paper import PAPER_MODELS, PAPER_TASKS
-from lra_tasks.reporting.rows import LRA_TASKS, Row, Table, example_error, place_in
+from lra_tasks.reporting.rows import (
+  LRA_TASKS,
+  STAND_INS,
+  Row,
+  Table,
+  example_error,
+  place_in,
+)
 from lra_tasks.runs.finished import Run
 
 # In points: what differs by no more from the published figure reproduces it.
@@ -23,10 +30,10 @@ class Overview(NamedTuple):
 
   Attributes:
     preset: of all rows.
-    tasks: the columns.
+    tasks: the columns; data that stand in for a task's own have one of their own.
     models: the rows, those of the paper first and in its order.
     rows: (model, task) -> our row.
-    missing: (model, task) of the paper that were not run.
+    missing: (model, task) of the paper that were not run, on stand-ins neither.
   """
 
   preset: str
@@ -78,19 +85,28 @@ def make_overviews(tables: Iterable[Table]) -> list[Overview]:
   for table in tables:
     for row in table.rows:
       of_preset = _is_plain(row) and 'best rate' not in row.preset
-      if of_preset and table.split == 'test' and table.task in LRA_TASKS:
+      if of_preset and table.split == 'test' and _is_of_lra(table.task):
         rows, key = presets.setdefault(row.preset, {}), (row.model, table.task)
         if key not in rows or (row.comparable and not rows[key].comparable):
           rows[key] = row
   overviews = []
   for preset, rows in presets.items():
-    tasks = sorted({task for _, task in rows}, key=lambda task: (place_in(LRA_TASKS, task), task))
+    tasks = sorted({task for _, task in rows}, key=_task_order)
     models = sorted({model for model, _ in rows}, key=lambda m: (place_in(PAPER_MODELS, m), m))
     if len(tasks) > 1:
       wanted = [(m, t) for t in PAPER_TASKS for m in PAPER_MODELS] if preset == 'paper' else []
-      missing = tuple(key for key in wanted if key not in rows)
+      found = {(model, STAND_INS.get(task, task)) for model, task in rows}
+      missing = tuple(key for key in wanted if key not in found)
       overviews.append(Overview(preset, tuple(tasks), tuple(models), rows, missing))
   return sorted(overviews, key=lambda overview: (overview.preset != 'paper', overview.preset))
+
+
+def _is_of_lra(task: str) -> bool:
+  return STAND_INS.get(task, task) in LRA_TASKS
+
+
+def _task_order(task: str) -> tuple[int, str]:
+  return place_in(LRA_TASKS, STAND_INS.get(task, task)), task
 
 
 def _is_plain(row: Row) -> bool:

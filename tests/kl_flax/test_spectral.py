@@ -146,6 +146,32 @@ def test_initial_values_are_within_their_bounds_and_fill_them():
     assert np.min(values) < -0.97 * bound
 
 
+@pytest.mark.parametrize(
+  ('covariance', 'name', 'mean_bound', 'bound'),
+  # By hand for D = 8, H = 64. torch.nn.init takes the second axis for inputs, the first for outputs,
+  # each times the third: 64 and 512 of [64, 8, 8], 8 and 64 of [64, 8].
+  [
+    ('full', 'scale', 1 / 8, 0.1020621),  # (6 / 576)^(1/2)
+    ('diagonal', 'log_variance', 0.3535534, 0.2886751),  # 8^(-1/2), (6 / 72)^(1/2)
+  ],
+)
+def test_the_authors_initial_values(covariance, name, mean_bound, bound):
+  module = GaussianMixture(8, covariance=covariance, initial='authors')
+  params = jax.device_get(initial(module, 64, 8))
+  for values, limit in [(params['mean'], mean_bound), (params[name], bound)]:
+    assert 0.97 * limit < np.max(values) <= limit + 1e-6
+    assert 0.97 * limit < -np.min(values) <= limit + 1e-6
+
+
+def test_the_authors_mixture_starts_broad():
+  num_heads, head_dim = 2048, 8
+  scale = initial(GaussianMixture(2, initial='authors'), num_heads, head_dim)['scale'][:, 0]
+  covariance = np.asarray(scale @ np.swapaxes(scale, 1, 2))
+  error = np.std(covariance, axis=0) / math.sqrt(num_heads)
+  expected = np.eye(head_dim) * 2 / (head_dim + num_heads)
+  assert np.all(np.abs(np.mean(covariance, axis=0) - expected) < 4.5 * error)
+
+
 def test_expected_initial_covariance_is_near_the_identity():
   num_heads, head_dim = 2048, 8
   scale = np.asarray(initial(GaussianMixture(2), num_heads, head_dim)['scale'])[:, 0]
@@ -274,6 +300,7 @@ def test_mixtures_beyond_the_paper_get_gradients_and_weights():
   [
     ({'weights': 'learned'}, "weights='learned' needs tied=False"),
     ({'weights': 'free'}, "weights must be 'equal' or 'learned', got 'free'"),
+    ({'initial': 'le'}, "initial must be 'unit' or 'authors', got 'le'"),
     ({'num_frequencies': 6, 'antithetic': True}, '3 frequencies of each component must be even'),
   ],
 )

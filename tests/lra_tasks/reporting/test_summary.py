@@ -120,6 +120,26 @@ def test_overview_has_the_benchmarks_own_data_and_names_what_was_not_run():
   assert '± se: standard error' in text
 
 
+def test_data_that_stand_in_have_a_column_beside_published_figures():
+  jpeg = {'task': 'image/cifar10_jpeg', 'dataset': 'image/cifar10_jpeg_1', 'comparable': False}
+  built = make_report(make_run('a'), make_run('b', accuracy=0.4, **jpeg), image_run(path='c'))
+  (overview,) = make_overviews(built.tables)
+  assert overview.tasks == ('listops', 'image', 'image/cifar10_jpeg')
+  row = built.tables[2].rows[0]
+  assert (row.paper.value, row.difference) == (39.94, None)
+  assert ' 40.00 (39.94)§\n' in report_text.render_table(built)
+  # Alone, they are what was run of the task; means are of the benchmarks' own data.
+  (overview,) = make_overviews(make_report(make_run('a'), make_run('b', **jpeg)).tables)
+  assert ('gmm_prf', 'image') not in overview.missing
+  assert ('gmm_rks', 'image') in overview.missing
+  everywhere = [
+    make_run(task, task=task, dataset=task) for task in PAPER_TASKS if task != 'image'
+  ]
+  (overview,) = make_overviews(make_report(*everywhere, make_run('b', **jpeg)).tables)
+  assert len(overview.tasks) == 4
+  assert overview.mean('gmm_prf') is None
+
+
 def test_means_are_of_all_tasks_of_the_paper():
   runs = [
     make_run(f'{task}_{model}', task=task, dataset=f'{task}/1.0.0', model=model, accuracy=accuracy)
