@@ -363,6 +363,18 @@ def test_fixed_kernel_in_the_readme():
   assert fixed >= max(accuracies.values())
 
 
+def test_late_starts_on_image_in_the_readme():
+  def steps_below(model, accuracy):
+    path = ROOT / f'lra_tasks/results/image/{model}_paper_seed0/metrics.jsonl'
+    rows = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+    above = (row['step'] for row in rows if row['eval_accuracy'] >= accuracy)
+    return next(above, rows[-1]['step'])
+
+  models = ('gmm_rks', 'fastfood_rks', 'gmm_prf', 'fastfood_prf')
+  sentence = 'below # % on validation for # and for all # steps, positive features for # and #'
+  assert says('README.md', sentence, [28, *(steps_below(model, 0.28) for model in models)])
+
+
 def test_speed_in_the_readme():
   lengths = (1024, 4096, 16_384, 65_536, 262_144)
   fused = [[attention('gmm_prf', n, 'fused')[name] for n in lengths] for name in BOTH]

@@ -148,8 +148,8 @@ def test_initial_values_are_within_their_bounds_and_fill_them():
 
 @pytest.mark.parametrize(
   ('covariance', 'name', 'mean_bound', 'bound'),
-  # By hand for D = 8, H = 64. torch.nn.init takes the second axis for inputs, the first for outputs,
-  # each times the third: 64 and 512 of [64, 8, 8], 8 and 64 of [64, 8].
+  # By hand for D = 8, H = 64. torch.nn.init takes the second axis for inputs and the first for
+  # outputs, each times the third: 64 and 512 of [64, 8, 8], 8 and 64 of [64, 8].
   [
     ('full', 'scale', 1 / 8, 0.1020621),  # (6 / 576)^(1/2)
     ('diagonal', 'log_variance', 0.3535534, 0.2886751),  # 8^(-1/2), (6 / 72)^(1/2)

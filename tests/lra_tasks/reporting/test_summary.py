@@ -132,9 +132,7 @@ def test_data_that_stand_in_have_a_column_beside_published_figures():
   (overview,) = make_overviews(make_report(make_run('a'), make_run('b', **jpeg)).tables)
   assert ('gmm_prf', 'image') not in overview.missing
   assert ('gmm_rks', 'image') in overview.missing
-  everywhere = [
-    make_run(task, task=task, dataset=task) for task in PAPER_TASKS if task != 'image'
-  ]
+  everywhere = [make_run(task, task=task, dataset=task) for task in PAPER_TASKS if task != 'image']
   (overview,) = make_overviews(make_report(*everywhere, make_run('b', **jpeg)).tables)
   assert len(overview.tasks) == 4
   assert overview.mean('gmm_prf') is None
