@@ -96,15 +96,32 @@ def fused_attention(
   if key_mask is None:
     key_mask = jnp.ones(key.shape[:2], bool)
   length, width = query.shape[1], padded_head_dim(head_dim)
+  center = _mean_value(value, key_mask)
+  value = (value - center).astype(value.dtype)
   query, key, value = (pad_axis(pad_axis(x, 1, 8), 3, width) for x in (query, key, value))
   omega, key_mask = pad_axis(omega, 2, width), pad_axis(key_mask, 1, 8)
   options = Options(features, smoothing, head_dim, interpret)
   out, stat = _attend(options, query, key, value, omega, log_weight, key_mask)
   out = out[:, :length, :, :head_dim]
   if not options.fourier:
-    return out, None
+    return (out + center).astype(out.dtype), None
   # The denominators are for looking at: they have no gradient.
-  return out, jax.lax.stop_gradient(stat)[:, :, :length].swapaxes(1, 2)[..., None]
+  denominator = jax.lax.stop_gradient(stat)[:, :, :length].swapaxes(1, 2)[..., None]
+  # What weights add up to: one, but where denominators are too small to be believed.
+  total = denominator / floored(denominator, denominator_floor(features, m))
+  return (out + total * center).astype(out.dtype), denominator
+
+
+def _mean_value(value, key_mask):
+  """Return the mean of the valid values, float32 [b, 1, h, d], 0 of none; see `sums.common_part`.
+
+  The kernels go without it, for their backward pass reads the output rounded: what all values have
+  in common would fill its digits. It cancels, and has no gradient.
+  """
+  valid = jnp.where(key_mask[:, :, None, None], value, 0)
+  total = jnp.sum(valid, axis=1, keepdims=True, dtype=jnp.float32)
+  count = jnp.sum(key_mask, axis=1)[:, None, None, None]
+  return jax.lax.stop_gradient(total / jnp.maximum(count, 1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -132,6 +132,22 @@ def test_equals_naive_twin_as_well_as_xla_does(case, monkeypatch):
       assert np.all(values[name][~np.asarray(mask)] == 0)
 
 
+@pytest.mark.parametrize('features', ['fourier', pytest.param('positive', marks=SLOW)])
+def test_what_values_have_in_common_costs_no_digits(features):
+  """The query's gradient is a difference of sums that all values add to."""
+  arrays, mask = make_inputs(5, b=2, lq=24, lk=72, h=2, frequency=0.4)
+  arrays |= {name: 0.5 * arrays[name] for name in ('query', 'key')}
+  far = jnp.array([3, -5], jnp.bfloat16)[:, None]  # Each head has its own.
+  arrays['value'] = jnp.where(mask[:, :, None, None], arrays['value'] + far, 100)
+  options = {'features': features, 'smoothing': float(features == 'fourier'), 'key_mask': mask}
+  exact = jax.tree.map(lambda x: x.astype(jnp.float32), arrays)
+  expected = outputs_and_gradients(naive_kernel_attention, exact, **options)
+  errors = relative_errors(outputs_and_gradients(fused_output, arrays, **options), expected)
+  assert errors['out'] < 0.01
+  assert errors['query'] < 0.03  # With the values as they are 0.05 and 0.11.
+  assert errors['omega'] < 0.03
+
+
 # Compiled once for two tests.
 OF_TWO = {'b': 2, 'lq': 20, 'lk': 72, 'weighted': True}
 
