@@ -47,8 +47,8 @@ class AttentionRow:
 
   Attributes:
     make: returns the mechanism; its keyword arguments are the options of the model. One of the name
-      `num_positions` is none: it gets the largest length that the mechanism is called with, for
-      mechanisms with parameters for every position.
+      `num_positions` is none: it gets the largest length that the mechanism is called with, on
+      which its parameters or its blocks depend.
     stochastic: draws from the PRNG stream 'spectral', in prediction too; see `is_stochastic`.
     ignores_padding: False where results change with the length that sequences are padded to.
   """
@@ -334,7 +334,7 @@ def make_attention(
   """
   if num_positions is None:
     if get_row(model_type).depends_on_positions:
-      raise ValueError(f'{model_type} has parameters for every position: name num_positions')
+      raise ValueError(f'{model_type} depends on the longest length: name num_positions')
     num_positions = 1
   if num_positions < 1:
     raise ValueError(f'num_positions must be at least 1, got {num_positions}')

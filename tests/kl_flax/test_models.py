@@ -300,7 +300,7 @@ def test_attention_by_its_name_takes_the_options_of_models():
   assert attention.smoothing == 0.5
   with pytest.raises(ValueError, match="num_freq' .did you mean 'num_frequencies'"):
     make_attention('gmm_rks', num_freq=64)
-  with pytest.raises(ValueError, match='linformer has parameters for every position: name num_pos'):
+  with pytest.raises(ValueError, match='linformer depends on the longest length: name num_pos'):
     make_attention('linformer')
   with pytest.raises(ValueError, match='num_positions must be at least 1, got 0'):
     make_attention('linformer', num_positions=0)
