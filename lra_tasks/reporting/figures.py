@@ -32,8 +32,10 @@ def accuracies(table: Table) -> Any:
     name = '_nolegend_' if i else 'commonest class'
     axis.axvline(100 * chance, color='#999999', linestyle=':', label=name)
   axis.plot([], [], 'o', color='#333333', label='ours')
-  axis.plot([], [], 'D', color='#555555', fillstyle='none', label='paper')
-  axis.plot([], [], 's', color='#555555', fillstyle='none', label='LRA')
+  elsewhere = '' if all(row.comparable for row in rows) else ', § other data'
+  for score, marker, name in (('paper', 'D', 'paper'), ('lra', 's', 'LRA')):
+    if any(getattr(row, score) for row in rows):
+      axis.plot([], [], marker, color='#555555', fillstyle='none', label=name + elsewhere)
   names = [f'{label(row.model)}, {row.preset}' for row in reversed(rows)]
   axis.set_yticks(range(len(rows)), names)
   axis.set(title=table.task, xlabel='test accuracy, %', ylim=(-0.7, len(rows) - 0.3))

@@ -360,6 +360,16 @@ def test_accuracies_stand_beside_published_ones():
   assert {(30.0, 1), (36.96, 1), (40.0, 2), (36.38, 2), (36.37, 2), (17.1, 0)} <= points
 
 
+def test_figures_say_what_is_published_for_other_data():
+  names = lambda built: [
+    text.get_text() for text in report_figures.accuracies(built.tables[0]).legends[0].get_texts()
+  ]
+  assert names(make_report(make_run())) == ['commonest class', 'ours', 'paper']
+  other = make_report(make_run(model='transformer', comparable=False))
+  expected = ['commonest class', 'ours', 'paper, § other data', 'LRA, § other data']
+  assert names(other) == expected
+
+
 class Page(html.parser.HTMLParser):
   """Checks that elements are closed, and collects texts and tags."""
 
