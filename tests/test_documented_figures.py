@@ -264,7 +264,7 @@ def test_disagreement_of_draws():
   made = {
     (run['model'], run['task'], run['seed']): run
     for run in runs
-    if run['task'].startswith(('sparse_sum', 'listops', 'text'))
+    if run['task'].startswith(('sparse_sum', 'listops', 'text', 'image'))
     and run.get('inconsistency') is not None
   }
   rows = table('docs/analysis.md', 'How far draws of the frequencies disagree')
@@ -276,6 +276,15 @@ def test_disagreement_of_draws():
     values += [run['median_deviation'], run['eval_samples']]
     assert shows(' '.join(row[1:]), values), row
   assert not made
+
+  runs = [run for run in runs if run['task'].startswith('image') and run['preset'] == 'paper']
+  pi = lambda mixtures: sorted(
+    100 * run['inconsistency'] for run in runs if run['model'].startswith('gmm') is mixtures
+  )
+  gain = max(100 * (run['voting_accuracy'] - run['accuracy']) for run in runs)
+  values = [*pi(True), pi(False)[0], pi(False)[-1], gain]
+  sentence = 'PI is # and # % with mixtures, # to # % with the others, and voting gains at most #'
+  assert says('docs/analysis.md', sentence, values)
 
 
 def test_disagreement_on_sst2():
