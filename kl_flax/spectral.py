@@ -102,12 +102,13 @@ class GaussianMixture(nn.Module):
   `initial='authors'` starts as the released code does. It, too, calls S Xavier-uniform, but of all
   heads as one array [H, D, D], for which PyTorch reckons with D² inputs and H·D outputs: the
   expected covariance is 2 / (D + H) I, means lie in ±1/D, and the kernel starts broad. Of the
-  log-variances [H, D] it reckons with D inputs and H outputs, hardly another start.
+  log-variances [H, D] it reckons with D inputs and H outputs, which is nearly the start of 'unit'.
 
   Shared noise applies the means deterministically: with tied components a Fourier estimate is
   cos(muᵀp) times one that knows no means, so that they add no variance of their own.
 
-  The last four attributes go beyond the paper. README has their measured effect on the error.
+  The attributes weights, shared_noise, antithetic and typical_norm go beyond the paper. README has
+  their measured effect on the error.
 
   Attributes:
     num_frequencies: M, all components together; a multiple of num_components.

@@ -1,6 +1,7 @@
 """Kernel attention as one differentiable operation around the kernels for NVIDIA Hopper.
 
-What happens between the kernels is small, [b, h, m, d] and less, and left to XLA.
+What happens between the kernels is small, [b, h, m, d] and less, and left to XLA; but for the mean
+of the values, which leaves the sums over keys and comes back to the output: see `sums.common_part`.
 """
 
 from __future__ import annotations
@@ -96,32 +97,15 @@ def fused_attention(
   if key_mask is None:
     key_mask = jnp.ones(key.shape[:2], bool)
   length, width = query.shape[1], padded_head_dim(head_dim)
-  center = _mean_value(value, key_mask)
-  value = (value - center).astype(value.dtype)
   query, key, value = (pad_axis(pad_axis(x, 1, 8), 3, width) for x in (query, key, value))
   omega, key_mask = pad_axis(omega, 2, width), pad_axis(key_mask, 1, 8)
   options = Options(features, smoothing, head_dim, interpret)
   out, stat = _attend(options, query, key, value, omega, log_weight, key_mask)
   out = out[:, :length, :, :head_dim]
   if not options.fourier:
-    return (out + center).astype(out.dtype), None
+    return out, None
   # The denominators are for looking at: they have no gradient.
-  denominator = jax.lax.stop_gradient(stat)[:, :, :length].swapaxes(1, 2)[..., None]
-  # What weights add up to: one, but where denominators are too small to be believed.
-  total = denominator / floored(denominator, denominator_floor(features, m))
-  return (out + total * center).astype(out.dtype), denominator
-
-
-def _mean_value(value, key_mask):
-  """Return the mean of the valid values, float32 [b, 1, h, d], 0 of none; see `sums.common_part`.
-
-  The kernels go without it, for their backward pass reads the output rounded: what all values have
-  in common would fill its digits. It cancels, and has no gradient.
-  """
-  valid = jnp.where(key_mask[:, :, None, None], value, 0)
-  total = jnp.sum(valid, axis=1, keepdims=True, dtype=jnp.float32)
-  count = jnp.sum(key_mask, axis=1)[:, None, None, None]
-  return jax.lax.stop_gradient(total / jnp.maximum(count, 1))
+  return out, jax.lax.stop_gradient(stat)[:, :, :length].swapaxes(1, 2)[..., None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -139,20 +123,24 @@ def _forward(options, query, key, value, omega, log_weight, key_mask):
   bias = _bias(options, key, key_mask, plan)
   state, norm, peak = forward.sum_keys(key, value, omega, bias, plan=plan)
   valid = jnp.any(key_mask, axis=1).astype(jnp.float32)[:, None, None, None, None]
+  total, count = _sum_of_values(value, key_mask)
+  center = total / jnp.maximum(count, 1)
   if options.fourier:
     weight = pad_axis(jnp.exp(log_weight), 1, TILE)[:, None]
-    state, norm = state.sum(axis=2) * weight[..., None], norm.sum(axis=2) * weight
+    norm = norm.sum(axis=2) * weight
+    state = state.sum(axis=2) * weight[..., None] - center[:, :, None, None] * norm[..., None]
     lse = None
   else:
     highest = peak.max(axis=2)
     decay = jnp.exp2(peak - highest[:, :, None])
     norm = jnp.sum(norm * decay, axis=2)
-    state = valid * jnp.sum(state * decay[..., None], axis=2) / norm[..., None]
+    state = jnp.sum(state * decay[..., None], axis=2) / norm[..., None]
+    state = valid * (state - center[:, :, None, None])
     lse = highest + jnp.log2(norm)
     norm = lse + pad_axis(log_weight * LOG2E, 1, TILE, NEVER)[:, None]
-  base = _base(options, value, key_mask, m) if options.fourier else None
+  base = _base(options, total - center * count, count, m) if options.fourier else None
   floor = denominator_floor(options.features, m)
-  out, stat = forward.mix_queries(
+  rest, stat = forward.mix_queries(
     query,
     omega,
     state.astype(query.dtype),
@@ -161,8 +149,13 @@ def _forward(options, query, key, value, omega, log_weight, key_mask):
     floor=floor,
     plan=options.plan(batch * heads, length),
   )
-  residuals = (query, key, value, omega, log_weight, key_mask, bias, state, norm, lse, out, stat)
-  return (out, stat), residuals
+  # What weights add up to: one, but where denominators are too small to be believed.
+  weight = (stat / floored(stat, floor))[:, :, :length, None] if options.fourier else 1.0
+  out = rest + (weight * center[:, :, None]).swapaxes(1, 2)
+  residuals = (
+    query, key, value, omega, log_weight, key_mask, bias, center, state, norm, lse, rest, stat
+  )  # fmt: skip
+  return (out.astype(rest.dtype), stat), residuals
 
 
 def _bias(options, key, key_mask, plan):
@@ -177,27 +170,29 @@ def _bias(options, key, key_mask, plan):
   return pad_axis(bias, 1, whole, NEVER).swapaxes(1, 2)
 
 
-def _base(options, value, key_mask, m):
+def _sum_of_values(value, key_mask):
+  """Return the sum of the valid values, float32 [b, h, d], and how many there are [b, 1, 1]."""
+  weight = key_mask.astype(value.dtype)
+  total = jnp.einsum('blhd,bl->bhd', value, weight, preferred_element_type=jnp.float32)
+  return total, jnp.sum(key_mask, axis=1, dtype=jnp.float32)[:, None, None]
+
+
+def _base(options, total, count, m):
   """Return the constant feature's part of numerator [b, h, d] and denominator [b, h, rows]."""
-  batch, _, heads, dim = value.shape
   constant = options.smoothing**2 * m
-  if constant:
-    above = jnp.einsum(
-      'blhd,bl->bhd', value, key_mask.astype(value.dtype), preferred_element_type=jnp.float32
-    )
-  else:
-    above = jnp.zeros((batch, heads, dim), jnp.float32)
-  below = jnp.sum(key_mask, axis=1, dtype=jnp.float32)[:, None, None]
-  return constant * above, jnp.broadcast_to(constant * below, (batch, heads, TILE))
+  below = jnp.broadcast_to(constant * count, (*total.shape[:2], TILE))
+  return constant * total, below
 
 
 def _backward(options, residuals, cotangents):
-  query, key, value, omega, log_weight, key_mask, bias, state, norm, lse, out, stat = residuals
+  (
+    query, key, value, omega, log_weight, key_mask, bias, center, state, norm, lse, rest, stat
+  ) = residuals  # fmt: skip
   grad = cotangents[0].astype(query.dtype)
   batch, length, heads, dim = query.shape
   m, padded = log_weight.shape[1], omega.shape[1]
   rows = options.plan(batch * heads * padded // TILE, length)
-  scale, shift, base = _row_terms(options, grad, out, stat, m)
+  scale, shift, base = _row_terms(options, grad, center, rest, stat, m)
   # Kernels cut the length in different ways, but beyond its end no query may count in any of them.
   missing = max(0, whole_length(length, rows.splits) - stat.shape[2])
   extend = lambda x, value: jnp.pad(x, ((0, 0), (0, 0), (0, missing)), constant_values=value)
@@ -217,9 +212,12 @@ def _backward(options, residuals, cotangents):
     valid = jnp.any(key_mask, axis=1)[:, None, None, None]
     d_norm = jnp.where(valid, d_norm - inner, 0)
     d_state = jnp.where(valid[..., None], d_state, 0)
+  d_state = d_state.astype(key.dtype)
+  # Keys meet values less the mean. The kernels multiply by whole ones, with d_state as it is now.
+  d_norm -= jnp.sum(d_state * center[:, :, None, None], axis=-1)
   length = key.shape[1]
   rows = options.plan(batch * heads * padded // TILE, length)
-  inputs = (key, value, omega, d_state.astype(key.dtype), d_norm, lse, bias)
+  inputs = (key, value, omega, d_state, d_norm, lse, bias)
   slope_norm = 0.0 if options.fourier else 2 * options.norm_factor
   plan = options.plan(batch * heads, length)
   d_key, d_value = backward.key_gradient(*inputs, base, slope_norm=slope_norm, plan=plan)
@@ -228,15 +226,18 @@ def _backward(options, residuals, cotangents):
   return d_query, d_key, d_value, d_omega, d_log_weight[:, :m], None
 
 
-def _row_terms(options, grad, out, stat, m):
+def _row_terms(options, grad, center, rest, stat, m):
   """Return what `backward.query_gradient` wants of each query, and what goes to every value."""
-  product = jnp.einsum('blhd,blhd->bhl', grad, out, preferred_element_type=jnp.float32)
+  product = jnp.einsum('blhd,blhd->bhl', grad, rest, preferred_element_type=jnp.float32)
   product = pad_axis(product, 2, stat.shape[2])
   if not options.fourier:
     return stat, product, None
   floor = denominator_floor(options.features, m)
   scale = 1 / floored(stat, floor)
-  shift = jnp.where(jnp.abs(stat) < floor, 0, -scale * product)
+  # Weights that do not add up to one take more or less of the mean.
+  of_mean = jnp.einsum('blhd,bhd->bhl', grad, center, preferred_element_type=jnp.float32)
+  of_mean = pad_axis(of_mean, 2, stat.shape[2])
+  shift = scale * jnp.where(jnp.abs(stat) < floor, of_mean, -product)
   weight = scale[:, :, : grad.shape[1]].astype(grad.dtype)
   base = jnp.einsum('blhd,bhl->bhd', grad, weight, preferred_element_type=jnp.float32)
   return scale, shift, base * (options.smoothing**2 * m)

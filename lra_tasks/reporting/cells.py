@@ -295,6 +295,9 @@ def _overview_sheet(overview: Overview) -> Sheet:
     source = "LRA's leaderboard" if overview.preset == 'lra' else _PAPER
     notes.append(f'In brackets the figure of {source}.')
   notes += _reasons(rows_of_ours)
+  if overview.stood_in:
+    tasks = ', '.join(dict.fromkeys(task for _, task in overview.stood_in))
+    notes.append(f'On other data alone: {tasks}.')
   if overview.missing:
     by_task: dict[str, list[str]] = {}
     for model, task in overview.missing:

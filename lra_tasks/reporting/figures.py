@@ -34,7 +34,8 @@ def accuracies(table: Table) -> Any:
   axis.plot([], [], 'o', color='#333333', label='ours')
   elsewhere = '' if all(row.comparable for row in rows) else ', § other data'
   for score, marker, name in (('paper', 'D', 'paper'), ('lra', 's', 'LRA')):
-    if any(getattr(row, score) for row in rows):
+    scores = [getattr(row, score) for row in rows]
+    if any(published and published.value is not None for published in scores):
       axis.plot([], [], marker, color='#555555', fillstyle='none', label=name + elsewhere)
   names = [f'{label(row.model)}, {row.preset}' for row in reversed(rows)]
   axis.set_yticks(range(len(rows)), names)
@@ -77,13 +78,15 @@ def trade_off(table: Table, preset: str) -> Any:
 
 
 def mean_trade_off(overview: Overview) -> Any:
-  """Return Figure 1: the same as means over the tasks, of models that were run on all of them."""
+  """Return Figure 1: the same as means over tasks on data of their own, of models with all."""
+  if len(overview.own_tasks) < 2:
+    return None
   circles = []
   for model in overview.models:
-    rows = [overview.rows.get((model, task)) for task in overview.tasks]
+    rows = [overview.rows.get((model, task)) for task in overview.own_tasks]
     if None not in rows and (circle := _circle(model, rows)):
       circles.append(circle)
-  return _circles(circles, f'means over {", ".join(overview.tasks)}')
+  return _circles(circles, f'means over {", ".join(overview.own_tasks)}')
 
 
 def _circle(model: str, rows: Sequence[Row]) -> Circle | None:

@@ -374,7 +374,7 @@ def _run_row(group: Group, published: Mapping[str, PublishedScore]) -> Row:
     accuracy_of_one_draw=mean(run.accuracy_of_one_draw for run in runs),
     voting_accuracy=mean(run.voting_accuracy for run in runs),
     **published,
-    comparable=all(run.is_comparable for run in runs),
+    comparable=all(run.is_comparable and run.task not in STAND_INS for run in runs),
     parameter_ratio=max(ratios, default=None),
     steps_per_second=statistics.fmean(speeds) if speeds else None,
     peak_memory_bytes=max(memory, default=None),

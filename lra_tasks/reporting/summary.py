@@ -33,7 +33,8 @@ class Overview(NamedTuple):
     tasks: the columns; data that stand in for a task's own have one of their own.
     models: the rows, those of the paper first and in its order.
     rows: (model, task) -> our row.
-    missing: (model, task) of the paper that were not run, on stand-ins neither.
+    missing: (model, task) of the paper that were not run, on whatever data.
+    stood_in: (model, task) of the paper that were run on data that stand in alone.
   """
 
   preset: str
@@ -41,12 +42,21 @@ class Overview(NamedTuple):
   models: tuple[str, ...]
   rows: dict[tuple[str, str], Row]
   missing: tuple[tuple[str, str], ...] = ()
+  stood_in: tuple[tuple[str, str], ...] = ()
+
+  @property
+  def own_tasks(self) -> tuple[str, ...]:
+    """Return the tasks on data of their own."""
+    return tuple(task for task in self.tasks if task not in STAND_INS)
 
   def mean(self, model: str) -> float | None:
-    """Return the mean accuracy over the tasks; None unless they are all, the paper's among them."""
-    if not set(PAPER_TASKS) <= set(self.tasks):
+    """Return the mean accuracy over tasks on data of their own.
+
+    None unless they are all, the paper's among them.
+    """
+    if not set(PAPER_TASKS) <= set(self.own_tasks):
       return None
-    found = [self.rows.get((model, task)) for task in self.tasks]
+    found = [self.rows.get((model, task)) for task in self.own_tasks]
     return None if None in found else statistics.fmean(row.accuracy for row in found)
 
 
@@ -78,8 +88,8 @@ def standard_error(row: Row) -> float:
 def make_overviews(tables: Iterable[Table]) -> list[Overview]:
   """Return an overview of every preset that was run on two tasks of LRA or more.
 
-  Of several data sets of a task, the benchmark's own is shown. Presets with fields changed are left
-  out: a label does not tell which fields.
+  Of several data sets of that name, the benchmark's own is shown. Presets with fields changed are
+  left out: a label does not tell which fields.
   """
   presets: dict[str, dict[tuple[str, str], Row]] = {}
   for table in tables:
@@ -93,11 +103,12 @@ def make_overviews(tables: Iterable[Table]) -> list[Overview]:
   for preset, rows in presets.items():
     tasks = sorted({task for _, task in rows}, key=_task_order)
     models = sorted({model for model, _ in rows}, key=lambda m: (place_in(PAPER_MODELS, m), m))
-    if len(tasks) > 1:
+    if len({STAND_INS.get(task, task) for task in tasks}) > 1:
       wanted = [(m, t) for t in PAPER_TASKS for m in PAPER_MODELS] if preset == 'paper' else []
       found = {(model, STAND_INS.get(task, task)) for model, task in rows}
       missing = tuple(key for key in wanted if key not in found)
-      overviews.append(Overview(preset, tuple(tasks), tuple(models), rows, missing))
+      stood_in = tuple(key for key in wanted if key in found and key not in rows)
+      overviews.append(Overview(preset, tuple(tasks), tuple(models), rows, missing, stood_in))
   return sorted(overviews, key=lambda overview: (overview.preset != 'paper', overview.preset))
 
 

@@ -100,7 +100,8 @@ def render_csv(report: Report) -> str:
     lines = [_csv_of_row(row) for row in (*rows, *table.passed_over)]
     for score in table.published:
       line = {'kind': 'published', 'preset': regime([score]), 'accuracy': score.fraction}
-      lines.append(score._asdict() | line | {'source': f'{score.source}, {score.table}'})
+      line |= {'source': f'{score.source}, {score.table}', 'dataset': None}  # Not of ours.
+      lines.append(score._asdict() | line)
     for line in lines:
       line = vars(table) | line
       writer.writerow({name: _csv_value(line.get(name)) for name in _CSV_COLUMNS})

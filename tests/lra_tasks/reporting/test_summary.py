@@ -16,6 +16,7 @@ from lra_tasks.reporting import figures as report_figures
 from lra_tasks.reporting import html as report_html
 from lra_tasks.reporting import summary as report_summary
 from lra_tasks.reporting import text as report_text
+from lra_tasks.reporting.rows import STAND_INS
 from lra_tasks.reporting.summary import make_comparisons, make_overviews
 
 
@@ -120,8 +121,47 @@ def test_overview_has_the_benchmarks_own_data_and_names_what_was_not_run():
   assert '± se: standard error' in text
 
 
+JPEG = {'task': 'image/cifar10_jpeg', 'dataset': 'image/cifar10_jpeg_1', 'comparable': False}
+
+
+@pytest.mark.parametrize('comparable', [False, True])  # They are not, whatever a file says.
+@pytest.mark.parametrize(('task', 'published'), [
+  ('image/cifar10_jpeg', 39.94), ('image/cifar10_png', 39.94), ('retrieval/aan_rebuilt', 65.27),
+])  # fmt: skip
+def test_all_that_stands_in_is_shown_beside_published_figures(task, published, comparable):
+  assert task in STAND_INS
+  built = make_report(make_run(task=task, dataset=task, comparable=comparable))
+  (row,) = rows_of(built)
+  assert (row.paper.value, row.difference) == (published, None)
+  assert report_summary.verdict(row) == ''
+  of_run, *_, of_paper, _ = csv.DictReader(io.StringIO(report_text.render_csv(built)))
+  assert (of_run['task'], of_run['comparable'], of_run['difference_to_paper']) == (
+    task,
+    'false',
+    '',
+  )
+  assert (of_paper['task'], of_paper['dataset']) == (STAND_INS[task], '')
+
+
+def test_means_are_of_data_of_their_own():
+  own = [
+    make_run(f'{task}_{model}', task=task, dataset=task, model=model)
+    for task in PAPER_TASKS
+    for model in ('gmm_prf', 'transformer')
+  ]
+  (overview,) = make_overviews(make_report(*own, make_run('b', accuracy=0.9, **JPEG)).tables)
+  assert len(overview.tasks) == 5
+  assert overview.mean('gmm_prf') == overview.mean('transformer') == pytest.approx(0.37)
+  assert overview.stood_in == ()
+  figure = report_figures.mean_trade_off(overview)
+  assert figure.axes[0].get_title() == 'means over listops, text, retrieval, image'
+  assert len(circles_of(figure)) == 2
+  # Two data sets of one task are no table of several.
+  assert make_overviews(make_report(image_run(), make_run('b', **JPEG)).tables) == []
+
+
 def test_data_that_stand_in_have_a_column_beside_published_figures():
-  jpeg = {'task': 'image/cifar10_jpeg', 'dataset': 'image/cifar10_jpeg_1', 'comparable': False}
+  jpeg = JPEG
   built = make_report(make_run('a'), make_run('b', accuracy=0.4, **jpeg), image_run(path='c'))
   (overview,) = make_overviews(built.tables)
   assert overview.tasks == ('listops', 'image', 'image/cifar10_jpeg')
@@ -131,6 +171,8 @@ def test_data_that_stand_in_have_a_column_beside_published_figures():
   # Alone, they are what was run of the task; means are of the benchmarks' own data.
   (overview,) = make_overviews(make_report(make_run('a'), make_run('b', **jpeg)).tables)
   assert ('gmm_prf', 'image') not in overview.missing
+  assert overview.stood_in == (('gmm_prf', 'image'),)
+  assert report_figures.mean_trade_off(overview) is None
   assert ('gmm_rks', 'image') in overview.missing
   everywhere = [make_run(task, task=task, dataset=task) for task in PAPER_TASKS if task != 'image']
   (overview,) = make_overviews(make_report(*everywhere, make_run('b', **jpeg)).tables)
