@@ -160,6 +160,11 @@ class KernelAttention(nn.Module):
       raise ValueError(f'sampler must be an instance, such as {name}(128), got the class {name}')
 
   @property
+  def takes_fewer_queries(self) -> bool:
+    """Whether there may be fewer queries than keys: not where their order counts."""
+    return not self.causal
+
+  @property
   def effective_smoothing(self) -> float:
     """Return `smoothing`, or what these features take by default."""
     return resolve_smoothing(self.features, self.smoothing)

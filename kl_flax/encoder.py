@@ -40,7 +40,8 @@ class MultiHeadAttention(nn.Module):
     make_attention: returns the mechanism, a module called with query, key, value
       [b, l, h, d], key_mask [b, l] and deterministic. One that needs fewer of the three says so by
       its attribute `projections`, such as ('query', 'value'): it gets None for the others, which
-      have no parameters. Further names are projections, too, and are passed as keywords.
+      have no parameters. Further names are projections, too, and are passed as keywords. One with
+      a true attribute `takes_fewer_queries` may be called with fewer queries than keys.
     num_heads: H.
     qkv_dim: H·D, the width of queries, keys and values; a multiple of num_heads.
     dtype: of the computation; parameters are float32.
@@ -57,14 +58,16 @@ class MultiHeadAttention(nn.Module):
     x: Float[Array, 'b l f'],
     key_mask: Bool[Array, 'b l'] | None = None,
     *,
+    num_queries: int | None = None,
     deterministic: bool = True,
-  ) -> Float[Array, 'b l f']:
-    """Return the mixed sequence."""
+  ) -> Float[Array, 'b q f']:
+    """Return the mixed sequence, of num_queries only the first positions."""
     if self.qkv_dim % self.num_heads:
       raise ValueError(f'qkv_dim={self.qkv_dim} must be a multiple of num_heads={self.num_heads}')
     features, head_dim = x.shape[-1], self.qkv_dim // self.num_heads
     attention = self.make_attention()
     names = getattr(attention, 'projections', PROJECTIONS)
+    asking = x[:, :num_queries] if getattr(attention, 'takes_fewer_queries', False) else x
     # Each keeps the Xavier bounds of a matrix of its own. A product for each: what one for all
     # returns would have to be cut up, which costs more than reading x three times. XLA would
     # merge them again, had not each to wait for the one before.
@@ -76,9 +79,10 @@ class MultiHeadAttention(nn.Module):
       matrix = kernel[:, i]
       if last is not None:
         inputs[last], matrix = jax.lax.optimization_barrier((inputs[last], matrix))
-      inputs[name], last = jnp.einsum('blf,fhd->blhd', x, matrix), name
+      source = asking if name == 'query' else x
+      inputs[name], last = jnp.einsum('blf,fhd->blhd', source, matrix), name
     first = [inputs.pop(name) for name in PROJECTIONS]
-    out = attention(*first, key_mask, deterministic=deterministic, **inputs)
+    out = attention(*first, key_mask, deterministic=deterministic, **inputs)[:, :num_queries]
     return nn.DenseGeneral(
       features,
       axis=(-2, -1),
@@ -169,15 +173,16 @@ class EncoderBlock(nn.Module):
     x: Float[Array, 'b l f'],
     key_mask: Bool[Array, 'b l'] | None = None,
     *,
+    num_queries: int | None = None,
     deterministic: bool = True,
-  ) -> Float[Array, 'b l f']:
-    """Return the layer's output."""
+  ) -> Float[Array, 'b q f']:
+    """Return the layer's output, of num_queries only the first positions."""
     # What is inside a normalisation is computed again, rather than kept in float32.
     y = nn.remat(nn.LayerNorm)(dtype=self.dtype, name='attention_norm')(x)
     y = MultiHeadAttention(
       self.make_attention, self.num_heads, self.qkv_dim, self.dtype, name='attention'
-    )(y, key_mask, deterministic=deterministic)
-    x = x + Dropout(self.dropout_rate)(y, deterministic=deterministic)
+    )(y, key_mask, num_queries=num_queries, deterministic=deterministic)
+    x = x[:, :num_queries] + Dropout(self.dropout_rate)(y, deterministic=deterministic)
 
     def feed_forward(block, x):
       y = nn.LayerNorm(dtype=block.dtype, name='mlp_norm')(x)
@@ -234,13 +239,23 @@ class Encoder(nn.Module):
     inputs: Int[Array, 'b l'],
     key_mask: Bool[Array, 'b l'] | None = None,
     *,
+    num_outputs: int | None = None,
     deterministic: bool = True,
   ) -> tuple[Float[Array, 'b p f'], Bool[Array, 'b p'] | None]:
     """Return the encoded positions and their mask, CLS (always valid) first.
 
+    Args:
+      inputs: token ids.
+      key_mask: True at valid positions; None means everywhere.
+      num_outputs: return the first positions alone, and spare the last layer the others: all that
+        they are good for there is their keys and values.
+      deterministic: no dropout.
+
     Raises:
-      ValueError: if the sequence is longer than max_length.
+      ValueError: if the sequence is longer than max_length, or num_outputs is less than 1.
     """
+    if num_outputs is not None and num_outputs < 1:
+      raise ValueError(f'num_outputs must be at least 1, got {num_outputs}')
     if inputs.shape[1] > self.max_length:
       raise ValueError(f'sequences of length {inputs.shape[1]} exceed max_length={self.max_length}')
     if self.mask_zero:
@@ -273,8 +288,11 @@ class Encoder(nn.Module):
           self.dtype,
           name='block' if self.tied_weights else f'block_{i}',
         )
-      x = block(x, key_mask, deterministic=deterministic)
-    return nn.LayerNorm(dtype=self.dtype, name='norm')(x[:, :length]), mask
+      wanted = num_outputs if i == self.num_layers - 1 else None
+      x = block(x, key_mask, num_queries=wanted, deterministic=deterministic)
+    kept = length if num_outputs is None else min(num_outputs, length)
+    mask = None if mask is None else mask[:, :kept]
+    return nn.LayerNorm(dtype=self.dtype, name='norm')(x[:, :kept]), mask
 
   @property
   def num_positions(self) -> int:

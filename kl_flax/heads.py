@@ -57,7 +57,8 @@ def _pooled(
       f'pooling FLATTEN needs inputs padded to max_length={encoder.max_length}, '
       f'got {inputs.shape[1]}'
     )
-  encoded, mask = encoder(inputs, key_mask, deterministic=deterministic)
+  num_outputs = 1 if model.pooling == 'CLS' else None
+  encoded, mask = encoder(inputs, key_mask, num_outputs=num_outputs, deterministic=deterministic)
   return pool(encoded, mask, model.pooling).astype(encoder.dtype)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from kl_flax.attention import KernelAttention
 from kl_flax.baselines.softmax import SoftmaxAttention
-from kl_flax.encoder import MultiHeadAttention
+from kl_flax.encoder import Encoder, MultiHeadAttention
 from kl_flax.models import ignores_padding
 from kl_flax.predictor import Predictor
 from kl_flax.spectral import as_weighted
@@ -101,6 +101,8 @@ def capture(
 
     def look(call, args, kwargs, context):
       before, module = len(modules), context.module
+      if isinstance(module, Encoder):
+        kwargs.pop('num_outputs', None)  # The last layer is looked into as a whole.
       if context.method_name != '__call__':
         return call(*args, **kwargs)
       if (sampler := _sampler(module)) is not None:

@@ -105,19 +105,15 @@ def apply(model, params, inputs, key_mask=None, seed=0, *, deterministic=True):
 
 @functools.partial(jax.jit, static_argnames='model')
 def apply_and_pool(model, params, inputs, key_mask):
-  """Return logits, the encoding they come from, and the vectors other poolings would make of it.
+  """Return logits, the whole encoding, and the vectors that other poolings would make of it.
 
   One compilation serves several tests.
   """
-  logits, state = model.apply(
-    {'params': params},
-    inputs,
-    key_mask,
-    rngs={'spectral': make_key(7)},
-    capture_intermediates=lambda module, _: isinstance(module, Encoder),
-    mutable='intermediates',
+  run = functools.partial(
+    model.apply, {'params': params}, inputs, key_mask, rngs={'spectral': make_key(7)}
   )
-  ((encoded, mask),) = state['intermediates']['encoder']['__call__']
+  logits = run()
+  encoded, mask = run(method=lambda model, *args: model.encoder(*args))
   outputs = {pooling: pool(encoded, mask, pooling) for pooling in ('MEAN', 'SUM')}
   return {'logits': logits, 'encoded': encoded, 'mask': mask} | outputs
 
@@ -319,6 +315,59 @@ def test_golden_values_of_the_encoder_in_float64_numpy(tied):
   for b in range(len(inputs)):
     expected = golden_encoder(params, blocks, inputs[b], valid[b])
     np.testing.assert_allclose(outputs['encoded'][b], expected, rtol=1e-4, atol=1e-4)
+
+
+def of_outputs(model, num_outputs):
+  """Return a function of parameters: the last layer for so many positions, and its gradients."""
+  args = tuple(map(jnp.asarray, make_inputs()))
+
+  def loss(params):
+    rngs = {'spectral': make_key(7)}
+    encoded, mask = model.encoder.apply(
+      {'params': params}, *args, num_outputs=num_outputs, rngs=rngs
+    )
+    first = encoded[:, :2]
+    return jnp.sum(jnp.sin(first + jnp.arange(first.size).reshape(first.shape))), (encoded, mask)
+
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+@pytest.mark.parametrize('model_type', slow_but(('transformer', 'gmm_rks', 'local'), tuple(MODELS)))
+def test_the_last_layer_may_leave_positions_out(model_type):
+  model = make_model(model_type, num_layers=2)
+  params = random_params(model)['encoder']
+  (_, (whole, mask)), expected = of_outputs(model, None)(params)
+  (_, (encoded, mask_of_two)), gradients = of_outputs(model, 2)(params)
+  assert encoded.shape == (3, 2, TINY['emb_dim'])
+  np.testing.assert_array_equal(mask_of_two, mask[:, :2])
+  np.testing.assert_allclose(encoded, whole[:, :2], rtol=1e-4, atol=2e-5)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-4)
+  jax.tree.map(close, *jax.device_get((gradients, expected)))
+
+
+def test_only_the_cls_query_meets_the_last_layer():
+  lengths = []
+
+  def look(call, args, kwargs, context):
+    if isinstance(context.module, KernelAttention) and context.method_name == '__call__':
+      lengths.append((args[0].shape[1], args[1].shape[1]))
+    return call(*args, **kwargs)
+
+  inputs = jnp.asarray(make_inputs()[0])
+  for pooling in ('CLS', 'MEAN'):
+    model = make_model('linear_transformer', pooling, num_layers=2)
+    params = random_params(model)
+    with nn.intercept_methods(look):
+      model.apply({'params': params}, inputs)
+  assert lengths == [(8, 8), (1, 8), (8, 8), (8, 8)]
+  # Where the order counts, the first query is not the first of fewer.
+  assert not KernelAttention(None, 'elu', causal=True).takes_fewer_queries
+
+
+def test_no_output_at_all_is_an_error():
+  encoder = make_model('linear_transformer').encoder
+  with pytest.raises(ValueError, match='num_outputs must be at least 1, got 0'):
+    encoder.init(make_key(0), jnp.asarray(make_inputs()[0]), num_outputs=0)
 
 
 @pytest.mark.parametrize('features', [8, 7, 1])

@@ -29,8 +29,8 @@ INPUTS = np.arange(10, dtype=np.int32).reshape(2, 5) % 9
 RNGS = {'params': jax.random.key(0), 'spectral': jax.random.key(1)}
 
 GMM = (
-  'num_frequencies num_components tied weights shared_noise antithetic typical_norm smoothing '
-  'implementation'
+  'num_frequencies num_components tied weights shared_noise antithetic typical_norm initial '
+  'smoothing implementation'
 )
 FASTFOOD = 'num_frequencies initial smoothing implementation'
 GENERATIVE = 'num_frequencies num_layers shared_noise smoothing implementation'
