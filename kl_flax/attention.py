@@ -120,8 +120,9 @@ class KernelAttention(nn.Module):
   sampler draws its noise from the PRNG stream 'spectral', which every `apply` must then be given.
 
   With Fourier features it sows 'nonpositive_denominators' into the collection 'diagnostics': the
-  fraction of denominators that are not positive, though they estimate what is. Where there are as
-  many keys as queries, it is that of the queries whose own key takes part.
+  fraction of denominators that are not positive, though they estimate what is, and 'denominators',
+  how many it is of. Where there are as many keys as queries, they are those of the queries whose
+  own key takes part.
 
   Attributes:
     sampler: module that returns omega [H, M, D] when called with H and D, such as
@@ -240,5 +241,7 @@ class KernelAttention(nn.Module):
       if denominator.shape[1] == key_mask.shape[1]:
         counts &= key_mask
       valid &= counts[:, :, None, None]
-    count = jnp.sum((denominator <= 0) & valid) / jnp.maximum(jnp.sum(valid), 1)
-    self.sow('diagnostics', 'nonpositive_denominators', count)
+    count = jnp.sum(valid, dtype=jnp.float32)
+    fraction = jnp.sum((denominator <= 0) & valid) / jnp.maximum(count, 1)
+    self.sow('diagnostics', 'nonpositive_denominators', fraction)
+    self.sow('diagnostics', 'denominators', count)

@@ -12,6 +12,7 @@ from typing import Any
 
 import flax.linen as nn
 import flax.struct
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
@@ -100,17 +101,19 @@ def example_sums(logits: jax.Array, batch: dict[str, jax.Array]) -> Sums:
   }
 
 
-# What `example_sums` returns; other sums are of diagnostics.
-_SUMS = {'loss', 'accuracy', 'truncated', 'weight'}
+def _diagnostics(variables: Any) -> Sums:
+  """Return how many denominators all layers had, and how many were not positive.
 
-
-def _diagnostics(variables: Any, weight: jax.Array) -> Sums:
-  """Return what modules sowed, one mean per name, times the weight of the batch."""
-  means: dict[str, list[jax.Array]] = {}
-  for path, value in jax.tree_util.tree_leaves_with_path(variables.get('diagnostics', {})):
-    name = [p.key for p in path if isinstance(p, jax.tree_util.DictKey)][-1]
-    means.setdefault(name, []).append(value)
-  return {name: jnp.mean(jnp.stack(values)) * weight for name, values in means.items()}
+  Empty where none sowed them.
+  """
+  sown = flax.traverse_util.flatten_dict(variables.get('diagnostics', {}))
+  counts: Sums = {}
+  for (*module, name), fractions in sown.items():
+    if name == 'nonpositive_denominators':
+      of = sown[*module, 'denominators']  # As often as the module was called.
+      counts[name] = counts.get(name, 0) + sum(map(jnp.multiply, fractions, of))
+      counts['denominators'] = counts.get('denominators', 0) + sum(of)
+  return counts
 
 
 def _arguments(model: Model, batch: dict[str, jax.Array]) -> list[jax.Array]:
@@ -119,12 +122,11 @@ def _arguments(model: Model, batch: dict[str, jax.Array]) -> list[jax.Array]:
 
 
 def _apply(model, params, batch, **options):
-  """Return logits, and the sums of a batch."""
+  """Return logits, the sums of a batch, and counts of its denominators."""
   logits, variables = model.apply(
     {'params': params}, *_arguments(model, batch), mutable=['diagnostics'], **options
   )
-  sums = example_sums(logits, batch)
-  return logits, sums | _diagnostics(variables, sums['weight'])
+  return logits, example_sums(logits, batch), _diagnostics(variables)
 
 
 def zero_sums(model: Model) -> Sums:
@@ -132,7 +134,7 @@ def zero_sums(model: Model) -> Sums:
   batch = zero_batch(model)
   key = jax.random.key(0)
   shapes = jax.eval_shape(
-    lambda: _apply(model, init_params(model, key, key), batch, rngs={'spectral': key})[1]
+    lambda: _total([_apply(model, init_params(model, key, key), batch, rngs={'spectral': key})[1:]])
   )
   return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 
@@ -149,24 +151,17 @@ def step_keys(state: TrainState, resample_every: int, device: jax.Array) -> dict
   return {'dropout': dropout, 'spectral': spectral}
 
 
-def _sums_of_parts(found: Sequence[Sums], positions: Sequence[jax.Array]) -> Sums:
-  """Return the sums of a batch from those of its parts, each of which has so many positions.
+def _total(parts: Sequence[tuple[Sums, Sums]]) -> Sums:
+  """Return the sums of a batch from sums and counts of its parts.
 
-  Diagnostics are means over positions, times the weight of the examples.
+  The share of denominators that are not positive is times the weight of the examples, as if it were
+  a sum over them.
   """
-  if len(found) == 1:
-    return found[0]
-  total = jax.tree.map(lambda *values: sum(values), *found)
-  for name in total.keys() - _SUMS:
-    means = [sums[name] / jnp.maximum(sums['weight'], 1) for sums in found]
-    mean = sum(map(jnp.multiply, means, positions)) / jnp.maximum(sum(positions), 1)
-    total[name] = mean * total['weight']
-  return total
-
-
-def _count_positions(model: Model, part: dict[str, jax.Array]) -> jax.Array:
-  """Return the number of valid positions, that of CLS included."""
-  return jnp.sum(part['lengths'] + model.encoder.use_cls)
+  sums, counts = jax.tree.map(lambda *values: sum(values), *parts)
+  if not counts:
+    return sums
+  share = counts['nonpositive_denominators'] / jnp.maximum(counts['denominators'], 1)
+  return sums | {'nonpositive_denominators': share * sums['weight']}
 
 
 def _keys_of_part(keys: dict[str, jax.Array], part: int) -> dict[str, jax.Array]:
@@ -200,10 +195,10 @@ def train_step(
 
   def loss_fn(params):
     found = [
-      _apply(model, params, part, deterministic=False, rngs=_keys_of_part(rngs, i))[1]
+      _apply(model, params, part, deterministic=False, rngs=_keys_of_part(rngs, i))[1:]
       for i, part in enumerate(parts)
     ]
-    sums = _sums_of_parts(found, [_count_positions(model, part) for part in parts])
+    sums = _total(found)
     return sums['loss'], sums
 
   grads, sums = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -240,7 +235,8 @@ def eval_step(
   """
   key = jax.random.wrap_key_data(state.keys['evaluation'])
   rngs = {'spectral': jax.random.fold_in(key, draw)}
-  logits, sums = _apply(model, state.params, batch, rngs=rngs)
+  logits, *found = _apply(model, state.params, batch, rngs=rngs)
+  sums = _total([tuple(found)])
   targets, weights = batch['targets'], batch['weights']
   sums['labels'] = jnp.zeros(model.num_classes).at[targets].add(weights)
   if isinstance(model, MaskedLanguageModel):

@@ -501,16 +501,19 @@ def test_padding_is_no_part_of_the_nonpositive_denominators(causal):
   params = {'params': jax.jit(attention.init)(rngs, x, x, x)['params']}
 
   @jax.jit
-  def fraction(query, x, mask=None):
+  def counted(query, x, mask=None):
     _, sown = attention.apply(params, query, x, x, mask, rngs=rngs, mutable=['diagnostics'])
-    return sown['diagnostics']['nonpositive_denominators'][0]
+    return sown['diagnostics']['nonpositive_denominators'] + sown['diagnostics']['denominators']
+
+  fraction = lambda *args: counted(*args)[0]
 
   first, second = x[:1, :12], x[1:, :20]
   alone = fraction(first, first), fraction(second, second)
   assert min(alone) > 0
   assert max(alone) < 1
   mask = np.arange(24) < np.array([[12], [20]])
-  assert fraction(x, x, mask) == pytest.approx((12 * alone[0] + 20 * alone[1]) / 32)
+  expected = float(12 * alone[0] + 20 * alone[1]) / 32
+  assert counted(x, x, mask) == pytest.approx((expected, 2 * 32))  # Of two heads.
   if not causal:  # Queries of another sequence have no mask: all of them count.
     query = x[:1, :23]
     assert fraction(query, x[:1], mask[:1]) == pytest.approx(fraction(query, first))

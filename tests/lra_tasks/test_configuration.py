@@ -450,7 +450,7 @@ def test_paper_preset_has_the_figures_of_tables_6_and_7():
   assert fields['attention'] == {
     'num_frequencies': 256, 'num_components': 2, 'tied': True, 'smoothing': 0.0,
     'weights': 'equal', 'shared_noise': False, 'antithetic': False, 'typical_norm': 0.0,
-    'implementation': 'auto',
+    'initial': 'unit', 'implementation': 'auto',
   }  # fmt: skip
   numbers = {
     'gmm_rks': 256, 'fastfood_rks': 64, 'generative_rks': 256,

@@ -19,12 +19,13 @@ SIZES = {
 
 
 @functools.cache
-def make(model_type='gmm_prf', **options):
+def make(model_type='gmm_prf', num_layers=1, **options):
   """Return model, optimiser and state; nothing is dropped, so that steps can be compared."""
   attention = {'num_frequencies': 4} | options
   if model_type == 'transformer':
     attention = {'attention_dropout_rate': 0.0}
-  model = make_classifier(model_type, attention=attention, dropout_rate=0.0, **SIZES)
+  sizes = SIZES | {'num_layers': num_layers}
+  model = make_classifier(model_type, attention=attention, dropout_rate=0.0, **sizes)
   optimizer = optax.sgd(1.0)
   state = jax.jit(functools.partial(steps.init_state, model, optimizer, seed=0))()
   return model, optimizer, state
@@ -105,9 +106,12 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(model_type, devices):
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6), one, many)
 
 
-def test_diagnostics_of_parts_are_means_over_positions():
-  """Without smoothing some denominators are not positive, more so in some sequences."""
-  model, optimizer, state = make('gmm_rks', smoothing=0.0)
+def test_diagnostics_of_parts_are_those_of_the_whole():
+  """Without smoothing some denominators are not positive, more so in some sequences.
+
+  The last layer has one for each sequence and head, the first one for each position.
+  """
+  model, optimizer, state = make('gmm_rks', num_layers=2, smoothing=0.0)
   batch = make_batch(8)
   batch['lengths'] = np.array([6, 2, 1, 4, 3, 2, 5, 1], np.int32)
   batch['inputs'] *= np.arange(6) < batch['lengths'][:, None]
