@@ -196,8 +196,7 @@ class GaussianMixture(nn.Module):
     mean_bound, bound = self._initial_bounds(num_heads, head_dim)
     mean = self.param('mean', _uniform(mean_bound), (num_heads, free, head_dim))
     if self.covariance == 'full':
-      shape = (num_heads, free, head_dim, head_dim)
-      scale = self.param('scale', _uniform(bound), shape)
+      scale = self.param('scale', _uniform(bound), (num_heads, free, head_dim, head_dim))
     else:
       log_variance = self.param('log_variance', _uniform(bound), (num_heads, free, head_dim))
       scale = jnp.exp(log_variance / 2)

@@ -101,10 +101,10 @@ def capture(
 
     def look(call, args, kwargs, context):
       before, module = len(modules), context.module
-      if isinstance(module, Encoder):
-        kwargs.pop('num_outputs', None)  # The last layer is looked into as a whole.
       if context.method_name != '__call__':
         return call(*args, **kwargs)
+      if isinstance(module, Encoder):
+        kwargs.pop('num_outputs', None)  # The last layer is looked into as a whole.
       if (sampler := _sampler(module)) is not None:
         draws[sampler.path] = (None, None)  # It is about to draw.
       out = call(*args, **kwargs)

@@ -123,8 +123,7 @@ def _forward(options, query, key, value, omega, log_weight, key_mask):
   bias = _bias(options, key, key_mask, plan)
   state, norm, peak = forward.sum_keys(key, value, omega, bias, plan=plan)
   valid = jnp.any(key_mask, axis=1).astype(jnp.float32)[:, None, None, None, None]
-  total, count = _sum_of_values(value, key_mask)
-  center = total / jnp.maximum(count, 1)
+  center, count = _mean_of_values(value, key_mask)
   if options.fourier:
     weight = pad_axis(jnp.exp(log_weight), 1, TILE)[:, None]
     norm = norm.sum(axis=2) * weight
@@ -138,7 +137,7 @@ def _forward(options, query, key, value, omega, log_weight, key_mask):
     state = valid * (state - center[:, :, None, None])
     lse = highest + jnp.log2(norm)
     norm = lse + pad_axis(log_weight * LOG2E, 1, TILE, NEVER)[:, None]
-  base = _base(options, total - center * count, count, m) if options.fourier else None
+  base = _base(options, center, count, m) if options.fourier else None
   floor = denominator_floor(options.features, m)
   rest, stat = forward.mix_queries(
     query,
@@ -170,18 +169,18 @@ def _bias(options, key, key_mask, plan):
   return pad_axis(bias, 1, whole, NEVER).swapaxes(1, 2)
 
 
-def _sum_of_values(value, key_mask):
-  """Return the sum of the valid values, float32 [b, h, d], and how many there are [b, 1, 1]."""
+def _mean_of_values(value, key_mask):
+  """Return the mean of the valid values, float32 [b, h, d], and how many there are [b, 1, 1]."""
   weight = key_mask.astype(value.dtype)
   total = jnp.einsum('blhd,bl->bhd', value, weight, preferred_element_type=jnp.float32)
-  return total, jnp.sum(key_mask, axis=1, dtype=jnp.float32)[:, None, None]
+  count = jnp.sum(key_mask, axis=1, dtype=jnp.float32)[:, None, None]
+  return total / jnp.maximum(count, 1), count
 
 
-def _base(options, total, count, m):
+def _base(options, center, count, m):
   """Return the constant feature's part of numerator [b, h, d] and denominator [b, h, rows]."""
-  constant = options.smoothing**2 * m
-  below = jnp.broadcast_to(constant * count, (*total.shape[:2], TILE))
-  return constant * total, below
+  below = jnp.broadcast_to(options.smoothing**2 * m * count, (*center.shape[:2], TILE))
+  return jnp.zeros_like(center), below  # Values less their mean add up to nothing.
 
 
 def _backward(options, residuals, cotangents):

@@ -11,6 +11,8 @@ from lra_tasks.reporting.rows import Row, Table
 from lra_tasks.reporting.summary import Overview, example_error
 
 _GIB = 2**30
+# Of published scores: field of a row, marker, name.
+_PUBLISHED = (('paper', 'D', 'paper'), ('lra', 's', 'LRA'))
 
 
 def accuracies(table: Table) -> Any:
@@ -25,16 +27,16 @@ def accuracies(table: Table) -> Any:
   for i, row in enumerate(reversed(rows)):
     shade = color(row.model)
     axis.errorbar(100 * row.accuracy, i, xerr=100 * _spread(row), color=shade, fmt='o', capsize=3)
-    for published, marker in ((row.paper, 'D'), (row.lra, 's')):
-      if published and published.value is not None:
+    for field, marker, _ in _PUBLISHED:
+      if (published := getattr(row, field)) and published.value is not None:
         axis.plot(published.value, i, marker, color='#555555', fillstyle='none', markersize=6)
   for i, chance in enumerate(row.accuracy for row in table.rows if row.kind == 'majority'):
     name = '_nolegend_' if i else 'commonest class'
     axis.axvline(100 * chance, color='#999999', linestyle=':', label=name)
   axis.plot([], [], 'o', color='#333333', label='ours')
   elsewhere = '' if all(row.comparable for row in rows) else ', § other data'
-  for score, marker, name in (('paper', 'D', 'paper'), ('lra', 's', 'LRA')):
-    scores = [getattr(row, score) for row in rows]
+  for field, marker, name in _PUBLISHED:
+    scores = [getattr(row, field) for row in rows]
     if any(published and published.value is not None for published in scores):
       axis.plot([], [], marker, color='#555555', fillstyle='none', label=name + elsewhere)
   names = [f'{label(row.model)}, {row.preset}' for row in reversed(rows)]

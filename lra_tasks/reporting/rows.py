@@ -20,8 +20,8 @@ LRA_TASKS = (
   'listops', 'text', 'retrieval', 'image', 'pathfinder32', 'pathfinder64', 'pathfinder128',
   'pathfinder256',
 )  # fmt: skip
-# Data that stand in for a benchmark's own: {task of ours: task of the published scores}. These are
-# shown beside ours, but no difference is taken.
+# Data that stand in for a benchmark's own: {task of ours: task of the published scores}, see
+# `benchmark_of`. These are shown beside ours, but no difference is taken.
 STAND_INS = {
   'retrieval/aan_rebuilt': 'retrieval',
   'image/cifar10_jpeg': 'image',
@@ -222,7 +222,7 @@ def build_report(
   order = lambda key: (place_in(LRA_TASKS, key[0].partition('/')[0]), key)
   tables = []
   for key in sorted(groups, key=order):
-    of_task = published_for(published, STAND_INS.get(key[0], key[0]), external)
+    of_task = published_for(published, benchmark_of(key[0]), external)
     rows = (_run_row(group, of_task.get(group.runs[0].model, {})) for group in groups[key])
     ours = sorted(rows, key=_place)
     # On GLUE the paper tried several; elsewhere its figures are of the preset's own.
@@ -231,6 +231,15 @@ def build_report(
     rest = _other_rows(ours, of_task, which == 'all')
     tables.append(Table(*key, (*ours, *rest), _tell_apart(passed_over)))
   return Report(tuple(tables), found.unfinished, found.damaged)
+
+
+def benchmark_of(task: str) -> str:
+  """Return the task that published scores are of: another one for data that stand in.
+
+  >>> benchmark_of('image/cifar10_jpeg'), benchmark_of('text')
+  ('image', 'text')
+  """
+  return STAND_INS.get(task, task)
 
 
 def place_in(names: Sequence[str], name: str) -> int:

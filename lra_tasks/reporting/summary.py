@@ -16,6 +16,7 @@ from lra_tasks.reporting.rows import (
   STAND_INS,
   Row,
   Table,
+  benchmark_of,
   example_error,
   place_in,
 )
@@ -95,7 +96,7 @@ def make_overviews(tables: Iterable[Table]) -> list[Overview]:
   for table in tables:
     for row in table.rows:
       of_preset = _is_plain(row) and 'best rate' not in row.preset
-      if of_preset and table.split == 'test' and _is_of_lra(table.task):
+      if of_preset and table.split == 'test' and benchmark_of(table.task) in LRA_TASKS:
         rows, key = presets.setdefault(row.preset, {}), (row.model, table.task)
         if key not in rows or (row.comparable and not rows[key].comparable):
           rows[key] = row
@@ -103,21 +104,17 @@ def make_overviews(tables: Iterable[Table]) -> list[Overview]:
   for preset, rows in presets.items():
     tasks = sorted({task for _, task in rows}, key=_task_order)
     models = sorted({model for model, _ in rows}, key=lambda m: (place_in(PAPER_MODELS, m), m))
-    if len({STAND_INS.get(task, task) for task in tasks}) > 1:
+    if len(set(map(benchmark_of, tasks))) > 1:
       wanted = [(m, t) for t in PAPER_TASKS for m in PAPER_MODELS] if preset == 'paper' else []
-      found = {(model, STAND_INS.get(task, task)) for model, task in rows}
+      found = {(model, benchmark_of(task)) for model, task in rows}
       missing = tuple(key for key in wanted if key not in found)
       stood_in = tuple(key for key in wanted if key in found and key not in rows)
       overviews.append(Overview(preset, tuple(tasks), tuple(models), rows, missing, stood_in))
   return sorted(overviews, key=lambda overview: (overview.preset != 'paper', overview.preset))
 
 
-def _is_of_lra(task: str) -> bool:
-  return STAND_INS.get(task, task) in LRA_TASKS
-
-
 def _task_order(task: str) -> tuple[int, str]:
-  return place_in(LRA_TASKS, STAND_INS.get(task, task)), task
+  return place_in(LRA_TASKS, benchmark_of(task)), task
 
 
 def _is_plain(row: Row) -> bool:

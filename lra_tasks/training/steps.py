@@ -122,11 +122,11 @@ def _arguments(model: Model, batch: dict[str, jax.Array]) -> list[jax.Array]:
 
 
 def _apply(model, params, batch, **options):
-  """Return logits, the sums of a batch, and counts of its denominators."""
+  """Return logits, and of a batch the sums and counts of its denominators."""
   logits, variables = model.apply(
     {'params': params}, *_arguments(model, batch), mutable=['diagnostics'], **options
   )
-  return logits, example_sums(logits, batch), _diagnostics(variables)
+  return logits, (example_sums(logits, batch), _diagnostics(variables))
 
 
 def zero_sums(model: Model) -> Sums:
@@ -134,7 +134,7 @@ def zero_sums(model: Model) -> Sums:
   batch = zero_batch(model)
   key = jax.random.key(0)
   shapes = jax.eval_shape(
-    lambda: _total([_apply(model, init_params(model, key, key), batch, rngs={'spectral': key})[1:]])
+    lambda: _total([_apply(model, init_params(model, key, key), batch, rngs={'spectral': key})[1]])
   )
   return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 
@@ -195,7 +195,7 @@ def train_step(
 
   def loss_fn(params):
     found = [
-      _apply(model, params, part, deterministic=False, rngs=_keys_of_part(rngs, i))[1:]
+      _apply(model, params, part, deterministic=False, rngs=_keys_of_part(rngs, i))[1]
       for i, part in enumerate(parts)
     ]
     sums = _total(found)
@@ -235,8 +235,8 @@ def eval_step(
   """
   key = jax.random.wrap_key_data(state.keys['evaluation'])
   rngs = {'spectral': jax.random.fold_in(key, draw)}
-  logits, *found = _apply(model, state.params, batch, rngs=rngs)
-  sums = _total([tuple(found)])
+  logits, found = _apply(model, state.params, batch, rngs=rngs)
+  sums = _total([found])
   targets, weights = batch['targets'], batch['weights']
   sums['labels'] = jnp.zeros(model.num_classes).at[targets].add(weights)
   if isinstance(model, MaskedLanguageModel):

@@ -161,21 +161,20 @@ def test_means_are_of_data_of_their_own():
 
 
 def test_data_that_stand_in_have_a_column_beside_published_figures():
-  jpeg = JPEG
-  built = make_report(make_run('a'), make_run('b', accuracy=0.4, **jpeg), image_run(path='c'))
+  built = make_report(make_run('a'), make_run('b', accuracy=0.4, **JPEG), image_run(path='c'))
   (overview,) = make_overviews(built.tables)
   assert overview.tasks == ('listops', 'image', 'image/cifar10_jpeg')
   row = built.tables[2].rows[0]
   assert (row.paper.value, row.difference) == (39.94, None)
   assert ' 40.00 (39.94)§\n' in report_text.render_table(built)
   # Alone, they are what was run of the task; means are of the benchmarks' own data.
-  (overview,) = make_overviews(make_report(make_run('a'), make_run('b', **jpeg)).tables)
+  (overview,) = make_overviews(make_report(make_run('a'), make_run('b', **JPEG)).tables)
   assert ('gmm_prf', 'image') not in overview.missing
   assert overview.stood_in == (('gmm_prf', 'image'),)
   assert report_figures.mean_trade_off(overview) is None
   assert ('gmm_rks', 'image') in overview.missing
   everywhere = [make_run(task, task=task, dataset=task) for task in PAPER_TASKS if task != 'image']
-  (overview,) = make_overviews(make_report(*everywhere, make_run('b', **jpeg)).tables)
+  (overview,) = make_overviews(make_report(*everywhere, make_run('b', **JPEG)).tables)
   assert len(overview.tasks) == 4
   assert overview.mean('gmm_prf') is None
 
