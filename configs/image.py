@@ -13,7 +13,7 @@ Every pixel is a valid position. LRA takes black ones for padding, as does
 `--config.data.mask_zero=True`.
 """
 
-from lra_tasks.presets import TINY, task_config
+from lra_tasks.presets import AUTHORS_GMM_RKS, TINY, task_config
 from lra_tasks.tasks import get_task
 
 # Table 7: frequencies per model. FastFood's ablations have FastFood's, the controls gmm_prf's.
@@ -87,6 +87,7 @@ def get_config(argument='gmm_prf'):
     argument,
     _PRESETS,
     num_frequencies=_NUM_FREQUENCIES,
+    attention=AUTHORS_GMM_RKS,
     data=_DATA,
     lra_models=_LRA_MODELS,
     lra_kwargs=_LRA_KWARGS,

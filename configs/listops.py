@@ -9,7 +9,7 @@ Published test accuracy: `python -m lra_tasks.report --published=all` beside our
   tiny    the same code path on small data: under a minute on two CPU cores
 """
 
-from lra_tasks.presets import TINY, task_config
+from lra_tasks.presets import AUTHORS_GMM_RKS, TINY, task_config
 from lra_tasks.tasks import get_task
 
 # Table 7: frequencies per model. FastFood's ablations have FastFood's, the controls gmm_prf's.
@@ -79,6 +79,7 @@ def get_config(argument='gmm_prf'):
     argument,
     _PRESETS,
     num_frequencies=_NUM_FREQUENCIES,
+    attention=AUTHORS_GMM_RKS,
     data=_DATA,
     lra_performer={'num_frequencies': 2},  # As LRA's file has it.
   )

@@ -14,7 +14,7 @@ learning rate only ever rises, and the figures are those of models that are hard
 trains to the end.
 """
 
-from lra_tasks.presets import TINY, task_config
+from lra_tasks.presets import AUTHORS_GMM_RKS, TINY, task_config
 from lra_tasks.tasks import get_task
 
 # Table 7: frequencies per model. FastFood's ablations have FastFood's, the controls gmm_prf's.
@@ -67,4 +67,11 @@ _PRESETS = {
 
 
 def get_config(argument='gmm_prf'):
-  return task_config('retrieval', argument, _PRESETS, num_frequencies=_NUM_FREQUENCIES, data=_DATA)
+  return task_config(
+    'retrieval',
+    argument,
+    _PRESETS,
+    num_frequencies=_NUM_FREQUENCIES,
+    data=_DATA,
+    attention=AUTHORS_GMM_RKS,
+  )

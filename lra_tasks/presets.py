@@ -38,6 +38,9 @@ TINY_FREQUENCIES = 16
 _IN_BLOCKS = tuple(name for name in MODELS if name.startswith(('fastfood', 'structured')))
 # Frequencies on short sequences (the paper's Table 8: 64 or 128), where 128 is not meant.
 SHORT_FREQUENCIES = dict.fromkeys(_IN_BLOCKS, 64)
+# In the preset paper, where the authors' code starts with a broad kernel and estimates 2κ: its
+# constant feature, 1, is 2^(-1/2) beside features that estimate κ.
+AUTHORS_GMM_RKS = {'gmm_rks': {'initial': 'authors', 'smoothing': 0.7071}}
 # Of the preset tuned, where the default takes too many parameters for LRA's rule of 10 %.
 _TUNED_OPTIONS: dict[str, dict[str, Any]] = {'longformer': {'global_projections': False}}
 # ... by task, where there are some for every position: the most that the rule allows, or 1 where it

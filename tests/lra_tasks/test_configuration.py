@@ -438,6 +438,13 @@ def assert_model_attends(fields):
   assert out.shape == shape
 
 
+# The authors' 1 beside features that estimate 2κ, and 1 beside those that estimate κ.
+PAPER_SMOOTHING = {
+  'gmm_rks': 0.7071, 'fastfood_rks': 1.0, 'generative_rks': 1.0,
+  'gmm_prf': 0.0, 'fastfood_prf': 0.0, 'generative_prf': 0.0,
+}  # fmt: skip
+
+
 def test_paper_preset_has_the_figures_of_tables_6_and_7():
   fields = resolve(load_config('listops', 'gmm_prf'))
   expected = {
@@ -459,7 +466,7 @@ def test_paper_preset_has_the_figures_of_tables_6_and_7():
   for model, number in numbers.items():
     attention = resolve(load_config('listops', model))['attention']
     assert attention['num_frequencies'] == number
-    assert attention['smoothing'] == (1.0 if model.endswith('rks') else 0.0)
+    assert attention['smoothing'] == PAPER_SMOOTHING[model]
 
 
 def test_paper_preset_of_text_has_the_figures_of_tables_6_and_7():
@@ -473,7 +480,7 @@ def test_paper_preset_of_text_has_the_figures_of_tables_6_and_7():
   }  # fmt: skip
   assert {name: fields[name] for name in expected} == expected
   figures = {
-    'gmm_rks': (128, 0.36), 'fastfood_rks': (64, 1.0), 'generative_rks': (256, 1.0),
+    'gmm_rks': (128, 0.2546), 'fastfood_rks': (64, 1.0), 'generative_rks': (256, 1.0),
     'gmm_prf': (256, 0.0), 'fastfood_prf': (64, 0.0), 'generative_prf': (128, 0.0),
   }  # fmt: skip
   for model, expected in figures.items():
@@ -482,6 +489,14 @@ def test_paper_preset_of_text_has_the_figures_of_tables_6_and_7():
   for preset in ('lra', 'tuned', 'tiny'):  # The oddity is the paper's.
     assert resolve(load_config('text', f'gmm_rks,{preset}'))['attention']['smoothing'] == 1.0
   assert resolve(load_config('text', 'gmm_prf,tuned'))['data']['validation'] == 'holdout'
+
+
+@pytest.mark.parametrize('task', ['listops', 'text', 'retrieval', 'image'])
+def test_the_kernel_of_gmm_rks_starts_as_the_authors_in_the_preset_paper_alone(task):
+  for preset, initial in (('paper', 'authors'), ('tuned', 'unit'), ('tiny', 'unit')):
+    attention = resolve(load_config(task, f'gmm_rks,{preset}'))['attention']
+    assert attention['initial'] == initial
+  assert resolve(load_config(task, 'gmm_prf'))['attention']['initial'] == 'unit'
 
 
 def test_paper_preset_of_retrieval_has_the_figures_of_tables_6_and_7():
@@ -501,7 +516,7 @@ def test_paper_preset_of_retrieval_has_the_figures_of_tables_6_and_7():
   for model, number in numbers.items():
     attention = resolve(load_config('retrieval', model))['attention']
     assert attention['num_frequencies'] == number
-    assert attention['smoothing'] == (1.0 if model.endswith('rks') else 0.0)
+    assert attention['smoothing'] == PAPER_SMOOTHING[model]
   for model in ('gmm_prf', 'transformer'):
     fields = resolve(load_config('retrieval', f'{model},tuned'))
     assert fields['warmup'] < fields['num_train_steps']
@@ -525,7 +540,7 @@ def test_paper_preset_of_image_has_the_figures_of_tables_6_and_7():
   for model, number in numbers.items():
     attention = resolve(load_config('image', model))['attention']
     assert attention['num_frequencies'] == number
-    assert attention['smoothing'] == (1.0 if model.endswith('rks') else 0.0)
+    assert attention['smoothing'] == PAPER_SMOOTHING[model]
 
 
 def test_lras_performer_file_runs_with_its_own_options():
