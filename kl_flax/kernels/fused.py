@@ -1,7 +1,8 @@
 """Kernel attention as one differentiable operation around the kernels for NVIDIA Hopper.
 
 What happens between the kernels is small, [b, h, m, d] and less, and left to XLA; but for the mean
-of the values, which leaves the sums over keys and comes back to the output: see `sums.common_part`.
+of the values, which leaves the sums over keys and comes back to the output where gradients follow:
+see `sums.common_part`.
 """
 
 from __future__ import annotations
@@ -110,10 +111,16 @@ def fused_attention(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(options, query, key, value, omega, log_weight, key_mask):
-  return _forward(options, query, key, value, omega, log_weight, key_mask)[0]
+  inputs = (query, key, value, omega, log_weight, key_mask)
+  return _forward(options, *inputs, centered=False)[0]
 
 
-def _forward(options, query, key, value, omega, log_weight, key_mask):
+def _forward(options, query, key, value, omega, log_weight, key_mask, centered=True):
+  """Return output and statistics, and what the backward pass wants.
+
+  It needs sums over values less their mean, `centered`: a pass over the values and one over the
+  output, which a call without gradients does without.
+  """
   batch, length, heads, dim = query.shape
   m = omega.shape[1]
   # The temperature is folded into omega. Frequencies beyond the last count for nothing.
@@ -123,7 +130,8 @@ def _forward(options, query, key, value, omega, log_weight, key_mask):
   bias = _bias(options, key, key_mask, plan)
   state, norm, peak = forward.sum_keys(key, value, omega, bias, plan=plan)
   valid = jnp.any(key_mask, axis=1).astype(jnp.float32)[:, None, None, None, None]
-  center, count = _mean_of_values(value, key_mask)
+  total, count = _sum_of_values(value, key_mask)
+  center = total / jnp.maximum(count, 1) if centered else jnp.zeros_like(total)
   if options.fourier:
     weight = pad_axis(jnp.exp(log_weight), 1, TILE)[:, None]
     norm = norm.sum(axis=2) * weight
@@ -137,7 +145,8 @@ def _forward(options, query, key, value, omega, log_weight, key_mask):
     state = valid * (state - center[:, :, None, None])
     lse = highest + jnp.log2(norm)
     norm = lse + pad_axis(log_weight * LOG2E, 1, TILE, NEVER)[:, None]
-  base = _base(options, center, count, m) if options.fourier else None
+  # Values less their mean add up to nothing.
+  base = _base(options, jnp.zeros_like(total) if centered else total, count, m)
   floor = denominator_floor(options.features, m)
   rest, stat = forward.mix_queries(
     query,
@@ -148,13 +157,15 @@ def _forward(options, query, key, value, omega, log_weight, key_mask):
     floor=floor,
     plan=options.plan(batch * heads, length),
   )
-  # What weights add up to: one, but where denominators are too small to be believed.
-  weight = (stat / floored(stat, floor))[:, :, :length, None] if options.fourier else 1.0
-  out = rest + (weight * center[:, :, None]).swapaxes(1, 2)
+  out = rest
+  if centered:
+    # What weights add up to: one, but where denominators are too small to be believed.
+    weight = (stat / floored(stat, floor))[:, :, :length, None] if options.fourier else 1.0
+    out = (rest + (weight * center[:, :, None]).swapaxes(1, 2)).astype(rest.dtype)
   residuals = (
     query, key, value, omega, log_weight, key_mask, bias, center, state, norm, lse, rest, stat
   )  # fmt: skip
-  return (out.astype(rest.dtype), stat), residuals
+  return (out, stat), residuals
 
 
 def _bias(options, key, key_mask, plan):
@@ -169,18 +180,20 @@ def _bias(options, key, key_mask, plan):
   return pad_axis(bias, 1, whole, NEVER).swapaxes(1, 2)
 
 
-def _mean_of_values(value, key_mask):
-  """Return the mean of the valid values, float32 [b, h, d], and how many there are [b, 1, 1]."""
+def _sum_of_values(value, key_mask):
+  """Return the sum of the valid values, float32 [b, h, d], and how many there are [b, 1, 1]."""
   weight = key_mask.astype(value.dtype)
   total = jnp.einsum('blhd,bl->bhd', value, weight, preferred_element_type=jnp.float32)
   count = jnp.sum(key_mask, axis=1, dtype=jnp.float32)[:, None, None]
-  return total / jnp.maximum(count, 1), count
+  return total, count
 
 
-def _base(options, center, count, m):
+def _base(options, total, count, m):
   """Return the constant feature's part of numerator [b, h, d] and denominator [b, h, rows]."""
-  below = jnp.broadcast_to(options.smoothing**2 * m * count, (*center.shape[:2], TILE))
-  return jnp.zeros_like(center), below  # Values less their mean add up to nothing.
+  if not options.fourier:
+    return None
+  factor = options.smoothing**2 * m
+  return factor * total, jnp.broadcast_to(factor * count, (*total.shape[:2], TILE))
 
 
 def _backward(options, residuals, cotangents):

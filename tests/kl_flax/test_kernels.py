@@ -58,17 +58,19 @@ def wide(tree):
 
 @functools.partial(jax.jit, static_argnames=('attend', 'features', 'smoothing'))
 def compiled_outputs_and_gradients(attend, arrays, key_mask, features, smoothing):
+  attend = functools.partial(attend, key_mask=key_mask, features=features, smoothing=smoothing)
+
   def loss(arrays):
-    out = attend(**arrays, key_mask=key_mask, features=features, smoothing=smoothing)
+    out = attend(**arrays)
     weights = jnp.cos(jnp.arange(out.size)).reshape(out.shape).astype(jnp.bfloat16)
     return jnp.sum(out.astype(jnp.float32) * weights.astype(jnp.float32)), out
 
   gradients, out = jax.grad(loss, has_aux=True)(arrays)
-  return {'out': out, **gradients}
+  return {'out': out, 'out alone': attend(**arrays), **gradients}
 
 
 def outputs_and_gradients(attend, arrays, *, features, smoothing=0.0, key_mask=None):
-  """Return the output and the gradients of a fixed projection of it."""
+  """Return the output, with and without gradients, and those of a fixed projection of it."""
   return wide(compiled_outputs_and_gradients(attend, arrays, key_mask, features, smoothing))
 
 
