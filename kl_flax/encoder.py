@@ -6,6 +6,7 @@ ignores padding (its kernel-based models) this encoder masks it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from kl_flax.dropout import Dropout
+from kl_flax.numerics import einsum_float32
 
 Dtype = Any
 
@@ -320,7 +322,11 @@ def _with_cls(mask: Bool[Array, 'b l'] | None) -> Bool[Array, 'b p'] | None:
 
 
 class TokenEmbedding(nn.Module):
-  """Embedding table, normal with standard deviation 1."""
+  """Embedding table, normal with standard deviation 1.
+
+  Gradients are summed up in float32. Of small tables in 16 bits there are no derivatives in forward
+  mode (`jax.jvp`).
+  """
 
   vocab_size: int
   emb_dim: int
@@ -334,11 +340,39 @@ class TokenEmbedding(nn.Module):
     if self.vocab_size > _ONE_HOT_VOCAB:
       # Rounded afterwards: the gradients of a frequent token are summed up in float32.
       return jnp.take(table, inputs, axis=0).astype(self.dtype)
-    one_hot = jax.nn.one_hot(inputs, self.vocab_size, dtype=self.dtype)
-    # Highest precision: the product must return the rows as they are.
-    return jnp.einsum(
-      'blv,vf->blf', one_hot, table.astype(self.dtype), precision=jax.lax.Precision.HIGHEST
-    )
+    if jnp.dtype(self.dtype).itemsize > 2:
+      return _rows(table, inputs, self.dtype)
+    # Adds nothing: under `shard_map` the table must vary over devices as its custom gradient does.
+    table = table + jnp.zeros_like(inputs, table.dtype, shape=())
+    return _rows_of_16_bits(table, inputs, self.dtype)
+
+
+def _rows(table, inputs, dtype):
+  """Return the rows [b, l, f] of table [v, f] at inputs [b, l], as a product."""
+  one_hot = jax.nn.one_hot(inputs, len(table), dtype=dtype)
+  # Highest precision: the product must return the rows as they are.
+  return jnp.einsum(
+    'blv,vf->blf', one_hot, table.astype(dtype), precision=jax.lax.Precision.HIGHEST
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rows_of_16_bits(table, inputs, dtype):
+  """Return `_rows`; the gradient is summed up in float32, JAX's in 16 bits on some backends."""
+  return _rows(table, inputs, dtype)
+
+
+def _rows_forward(table, inputs, dtype):
+  return _rows(table, inputs, dtype), (table, inputs)
+
+
+def _rows_backward(dtype, kept, gradient):
+  table, inputs = kept
+  one_hot = jax.nn.one_hot(inputs, len(table), dtype=dtype)
+  return einsum_float32('blv,blf->vf', one_hot, gradient).astype(table.dtype), None
+
+
+_rows_of_16_bits.defvjp(_rows_forward, _rows_backward)
 
 
 def sinusoidal_positions(length: int, features: int) -> np.ndarray:

@@ -418,16 +418,49 @@ def test_embedding_returns_rows_of_the_table(vocab_size, dtype):
 
 @pytest.mark.parametrize('vocab_size', [20, 1000])
 def test_gradients_of_a_frequent_token_are_summed_up_in_float32(vocab_size):
-  """In bfloat16 a sum of ones ends at 256: the next one is below half its spacing."""
+  """In bfloat16 a sum of ones ends at 256: the next one is below half its spacing.
+
+  Nor is 2001, rounded at the end, a number of bfloat16.
+  """
   embedding = TokenEmbedding(vocab_size, 4, jnp.bfloat16)
-  table, inputs = jnp.ones((vocab_size, 4)), jnp.full((1, 2000), 7)
+  table, inputs = jnp.ones((vocab_size, 4)), jnp.full((1, 2001), 7)
 
   def loss(table):
     return jnp.sum(embedding.apply({'params': {'table': table}}, inputs), dtype=jnp.float32)
 
   gradient = jax.jit(jax.grad(loss))(table)
-  np.testing.assert_array_equal(gradient[7], 2000)
+  np.testing.assert_array_equal(gradient[7], 2001)
   assert gradient.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('vocab_size', [20, 1000])
+def test_gradients_of_an_embedding_go_through_vmap_and_shard_map(vocab_size, dtype):
+  embedding = TokenEmbedding(vocab_size, 4, dtype)
+  table, inputs = jnp.ones((vocab_size, 4)), jnp.array([[7, 7, 3], [7, 1, 3]])
+
+  def loss(table, inputs):
+    return jnp.sum(embedding.apply({'params': {'table': table}}, inputs), dtype=jnp.float32)
+
+  expected = jax.vmap(lambda ids: jnp.bincount(ids, length=vocab_size))(inputs)
+  gradient = jax.grad(jax.checkpoint(loss))
+  of_each = jax.jit(jax.vmap(gradient, (None, 0)))(table, inputs[:, None])
+  np.testing.assert_array_equal(of_each[..., 0], expected)
+  # The table is the same everywhere, and its gradient a sum over devices.
+  same, split = jax.P(), jax.P('devices')
+  mesh = jax.sharding.Mesh(jax.devices()[:1], 'devices')
+  mapped = jax.shard_map(gradient, mesh=mesh, in_specs=(same, split), out_specs=same)
+  np.testing.assert_array_equal(jax.jit(mapped)(table, inputs)[:, 0], expected.sum(0))
+
+
+@pytest.mark.parametrize('vocab_size', [20, 1000])
+def test_embedding_in_float32_has_derivatives_in_forward_mode(vocab_size):
+  embedding = TokenEmbedding(vocab_size, 4)
+  inputs = jnp.array([[7, 7, 3]])
+  table = jnp.asarray(np.random.default_rng(0).normal(size=(vocab_size, 4)), jnp.float32)
+  look_up = lambda table: embedding.apply({'params': {'table': table}}, inputs)
+  _, tangent = jax.jvp(look_up, (table,), (2 * table,))
+  np.testing.assert_array_equal(tangent, 2 * table[inputs])
 
 
 @pytest.mark.parametrize('model_type', SOME)
