@@ -13,8 +13,10 @@ from lra_tasks.reporting import glue, published
 from lra_tasks.reporting.published import PublishedScore
 from lra_tasks.reporting.rows import Report, Row, Table, mean
 from lra_tasks.reporting.summary import (
+  VERDICTS,
   Comparison,
   Overview,
+  difference_error,
   make_comparisons,
   make_overviews,
   verdict,
@@ -27,7 +29,12 @@ _LEGEND = {
   'voting %': 'voting %: accuracy of the class that most of the draws predict.',
   '± sd': '± sd: sample standard deviation over the runs of a row.',
   'Δ': "Δ: our mean minus the published figure, in percentage points: the paper's for the presets "
-  "paper and tuned, LRA's for lra.",
+  "paper and tuned, LRA's for lra; ± its standard error, in which the published figure has that of "
+  'so many examples. Ours is the largest of that over the seeds, that of so many examples and, '
+  'where evaluations chose the checkpoint, that of the last five; of one seed it says nothing of '
+  'others.',
+  'LRA %': "LRA %: with LRA's own sizes and schedules; rows of the preset lra alone are held "
+  'against it.',
   '/ base': '/ base: parameters over those of the base Transformer.',
   'MCC': 'MCC: Matthews correlation.',
   'samples': 'samples: draws of the random features per example in the evaluation.',
@@ -64,9 +71,13 @@ _LEGEND = {
   '‖': '‖ speed and memory with a revision of the code that is not that of most rows of the table: '
   'not comparable with theirs, and left out of figures.',
   '◊': '◊ the runs were made by different revisions of the code.',
-  '≈': '≈ not told apart from the published figure: within 1 point or two standard errors of ours.',
-  '▲': '▲ better than the published figure by more than 1 point and two standard errors of ours.',
-  '▼': '▼ worse than the published figure by more than 1 point and two standard errors of ours.',
+  '≈': '≈ not told apart from the published figure: within 1 point or two standard errors of the '
+  'difference.',
+  '?': '? as ≈, but two standard errors are more than 5 points: the figures tell nothing.',
+  '▲': '▲ better than the published figure by more than 1 point and two standard errors of the '
+  'difference.',
+  '▼': '▼ worse than the published figure by more than 1 point and two standard errors of the '
+  'difference.',
 }
 _PAPER = 'the KL-Transformer paper, Tables 2 and 5'
 
@@ -105,7 +116,9 @@ def _rate(row: Row) -> str:
 
 
 def _difference(row: Row) -> str:
-  return f'{_number(row.difference, "{:+z.2f}", 100)} {verdict(row)}'.strip()
+  if row.difference is None:
+    return ''
+  return f'{100 * row.difference:+z.2f} ± {difference_error(row):.1f} {verdict(row)}'
 
 
 def _span(values: Sequence[int], text: Callable[[int], str] = '{:,}'.format) -> str:
@@ -464,9 +477,9 @@ def report_notes(report: Report, sheets: Sheets) -> list[str]:
   for sheet in sheets.all:
     shown |= {column.header for column in sheet.columns}
     shown |= {mark for row in sheet.rows for cell in row for mark in cell.mark}
-    shown |= {sign for row in sheet.rows for cell in row for sign in cell.text if sign in '≈▲▼'}
-  if shown.intersection('≈▲▼'):
-    shown.add('± se')  # They go by it.
+    shown |= {sign for row in sheet.rows for cell in row for sign in cell.text if sign in VERDICTS}
+  if shown.intersection(VERDICTS):
+    shown.add('Δ')  # They go by it.
   for table in report.tables:
     for row in table.rows:
       shown |= {'(' if row.tag.startswith('(') else '='} if row.tag else set()

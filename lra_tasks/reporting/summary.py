@@ -24,6 +24,9 @@ from lra_tasks.runs.finished import Run
 
 # In points: what differs by no more from the published figure reproduces it.
 TOLERANCE = 1.0
+# ... and of two standard errors, beyond which a difference within them says nothing.
+_MOST_ERROR = 5.0
+VERDICTS = '≈▲▼?'
 
 
 class Overview(NamedTuple):
@@ -65,14 +68,27 @@ def verdict(row: Row) -> str:
   """Return how a row stands to the published figure that it is held against.
 
   '▲' and '▼' are better and worse, by more than a point and more than two standard errors of the
-  row; '≈' is neither, and '' stands where nothing compares.
+  difference; '≈' is neither, '?' neither where two standard errors are more than five points, and
+  '' stands where nothing compares.
   """
   if row.difference is None:
     return ''
   points = round(100 * row.difference, 6)
-  if abs(points) <= max(TOLERANCE, 2 * standard_error(row)):
-    return '≈'
+  error = 2 * difference_error(row)
+  if abs(points) <= max(TOLERANCE, error):
+    return '≈' if error <= _MOST_ERROR else '?'
   return '▲' if points > 0 else '▼'
+
+
+def difference_error(row: Row) -> float:
+  """Return the standard error of a row's difference to its published figure, in points.
+
+  Ours, and that of so many examples of the published figure, which tells no other. They are as if
+  both had been tested on examples of their own: an upper bound where they share them.
+  """
+  accuracy = row.reference.fraction
+  theirs = 1e4 * accuracy * (1 - accuracy) / row.runs[0].examples
+  return math.sqrt(standard_error(row) ** 2 + theirs)
 
 
 def standard_error(row: Row) -> float:

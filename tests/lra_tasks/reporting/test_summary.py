@@ -49,15 +49,20 @@ def verdict_of(*accuracies, examples=2000):
 
 
 def test_verdicts_go_by_two_standard_errors():
-  # Of 2,000 examples: 100 (0.39 · 0.61 / 2000)^(1/2) = 1.0906 points, twice that is 2.181.
-  assert verdict_of(0.3914) == '≈'  # 2.18 points above 36.96.
-  assert verdict_of(0.3916) == '▲'
-  assert verdict_of(0.3470) == '▼'
+  # Of 2,000 examples: 100 (0.40 · 0.60 / 2000)^(1/2) = 1.0954 points, and of the published figure
+  # 100 (0.3696 · 0.6304 / 2000)^(1/2) = 1.0793, together 1.5379, and twice that 3.076.
+  assert verdict_of(0.4003) == '≈'  # 3.07 points above 36.96.
+  assert verdict_of(0.4005) == '▲'
+  assert verdict_of(0.3396) == '≈'  # 3.00 points below, where twice the error is 3.024.
+  assert verdict_of(0.3392) == '▼'
   # More seeds do not make more examples.
-  assert verdict_of(0.39, 0.39, 0.39) == '≈'
+  assert verdict_of(0.40, 0.40, 0.40) == '≈'
   # Three seeds whose standard deviation is 3 points: 3 / 3^(1/2) = 1.732, and twice that 3.46.
   assert verdict_of(0.37, 0.40, 0.43, examples=100_000) == '≈'
   assert verdict_of(0.38, 0.41, 0.44, examples=100_000) == '▲'
+  # Of 8 points 4.62, and twice that 9.24: what is within says nothing.
+  assert verdict_of(0.29, 0.37, 0.45, examples=100_000) == '?'
+  assert verdict_of(0.42, 0.50, 0.58, examples=100_000) == '▲'
 
 
 @pytest.mark.parametrize(
