@@ -383,6 +383,27 @@ def difference(old: Any, new: Any, prefix: str = '') -> list[str]:
   return lines
 
 
+def run_difference(
+  old: Mapping[str, Any], new: Mapping[str, Any], besides: Iterable[str], prefix: str
+) -> list[str]:
+  """Return one line per value that tells two runs apart, defaults named as such values are.
+
+  Args:
+    old: fields of a resolved config, or arguments of a model, of one run.
+    new: those of the other.
+    besides: names in which they may differ.
+    prefix: what the lines begin with.
+  """
+  there, here = (essential(part, besides) for part in (old, new))
+  for mine, other in ((there, here), (here, there)):
+    mine |= {k: v for k, v in LATER_FIELDS.items() if k in other.keys() - mine.keys()}
+    if 'attention' in mine and 'attention' in other:
+      absent = other['attention'].keys() - mine['attention'].keys()
+      defaults = get_row(mine['model_type']).options
+      mine['attention'] |= {k: v for k, v in defaults.items() if k in absent}
+  return difference(there, here, prefix)
+
+
 def own_options(model_type: str) -> dict[str, Any]:
   """Return the options of a mechanism that stand under `attention`, with their defaults."""
   return {k: v for k, v in get_row(model_type).options.items() if k not in _RUN_OPTIONS}

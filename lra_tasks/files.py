@@ -7,6 +7,7 @@ import fcntl
 import json
 import math
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -69,29 +70,36 @@ def lock(
 
   Args:
     directory: made if it is missing.
-    name: of the file in it that is locked; it stays, empty.
+    name: of the file in it that is locked. It tells who holds it, and stays, empty.
     when_taken: called before waiting for another process; raises what is not to be waited for.
 
   Raises:
     OSError: if the directory cannot be written.
   """
   os.makedirs(directory, exist_ok=True)
-  with open(os.path.join(directory, name), 'w') as file:
+  with open(os.path.join(directory, name), 'a') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       when_taken()
       fcntl.flock(file, fcntl.LOCK_EX)
-    yield
+    file.truncate(0)  # What a process left that was killed.
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
+    try:
+      yield
+    finally:
+      file.truncate(0)
 
 
-def is_taken(directory: str | os.PathLike[str], name: str = '.lock') -> bool:
-  """Return whether a process holds the lock of a directory."""
+def holder(directory: str | os.PathLike[str], name: str = '.lock') -> str | None:
+  """Return who holds the lock of a directory, 'process PID on HOST'; None if nobody does."""
   try:
-    with open(os.path.join(directory, name)) as file:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open(os.path.join(directory, name), encoding='utf-8') as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        return file.read() or 'another process'
   except FileNotFoundError:
-    return False
-  except BlockingIOError:
-    return True
-  return False
+    pass
+  return None

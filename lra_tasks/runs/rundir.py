@@ -26,7 +26,7 @@ from kl_flax.wordpiece import WordPieceTokenizer
 from lra_tasks import configuration, parallel, tasks
 from lra_tasks.data import datasets
 from lra_tasks.experiments import STORAGE
-from lra_tasks.files import lock, write_json
+from lra_tasks.files import holder, lock, write_json
 from lra_tasks.runs.finished import read_description
 from lra_tasks.tasks import get_task
 
@@ -244,7 +244,10 @@ def open_run(
 
 def _hold(model_dir: str) -> contextlib.AbstractContextManager[None]:
   def refuse():
-    raise ValueError(f'{model_dir}: another process is at work on this run')
+    raise ValueError(
+      f'{model_dir}: another process is at work on this run, {holder(model_dir)}: '
+      'wait for it, or stop it'
+    )
 
   return lock(model_dir, when_taken=refuse)
 
@@ -275,15 +278,19 @@ def _refuse(model_dir: str, lines: list[str], resume: bool) -> None:
 
 
 def _difference(existing: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
-  return configuration.difference(_identity(existing), _identity(description))
+  there, here = map(_identity, (existing, description))
+  lines = []
+  for name in sorted(_IDENTITY):
+    if name in ('config', 'model'):
+      lines += configuration.run_difference(there[name], here[name], _MAY_CHANGE, name)
+    else:
+      lines += configuration.difference(there[name], here[name], name)
+  return lines
 
 
 def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
   """Return what two runs must share to be one, as plain JSON."""
-  identity = json.loads(json.dumps({name: description[name] for name in _IDENTITY}))
-  return identity | {
-    name: configuration.essential(identity[name], _MAY_CHANGE) for name in ('config', 'model')
-  }
+  return json.loads(json.dumps({name: description[name] for name in _IDENTITY}))
 
 
 def stored_difference(
@@ -300,11 +307,7 @@ def stored_difference(
   if fields['dtype'] == 'auto':
     fields = {**fields, 'dtype': stored.get('dtype')}
   fields = json.loads(json.dumps(fields))
-  lines = configuration.difference(
-    configuration.essential(stored, _MAY_CHANGE),
-    configuration.essential(fields, _MAY_CHANGE),
-    'config',
-  )
+  lines = configuration.run_difference(stored, fields, _MAY_CHANGE, 'config')
   if task_name:
     name = description.get('task_name') or get_task(stored['task']).task_name
     lines += configuration.difference(name, task_name, 'task_name')

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lra_tasks import parallel
-from lra_tasks.files import is_taken, lock
+from lra_tasks.files import holder, lock
 from lra_tasks.runs import rundir
 from lra_tasks.runs.finished import DamagedRun, Run, Unfinished, read_description, read_folder
 from lra_tasks.signals import exit_code_of, handle_signals
@@ -56,9 +56,6 @@ class Outcome(NamedTuple):
 
   state: str
   remark: str = ''
-
-
-_TAKEN = Outcome('taken', 'by another process')
 
 
 def outcome_of(job: Job, directories: Sequence[pathlib.Path]) -> Outcome:
@@ -272,8 +269,9 @@ class Sweep:
     if job in self._failed:
       return self._failed[job]
     folder = self._runs / job.name
-    if is_taken(folder) or is_taken(folder, _LOCK):
-      return _TAKEN
+    taken = _taken(folder)
+    if taken:
+      return taken
     return self._guarded(job, lambda: self._outcome(job))
 
   def _attempt(self, job: Job, worker: Worker, title: str) -> Outcome:
@@ -332,11 +330,11 @@ class Sweep:
     folder = self._runs / job.name
     try:
       with lock(folder, _LOCK, when_taken=_give_way):
-        if is_taken(folder):  # By a training that was started by hand, or whose sweep has died.
+        if holder(folder):  # A training that was started by hand, or whose sweep has died.
           raise BlockingIOError
         return self._make(job, worker, title)
     except BlockingIOError:
-      return _TAKEN
+      return _taken(folder) or Outcome('taken', 'by a process that has ended since')
 
   def _make(self, job: Job, worker: Worker, title: str) -> Outcome:
     """Make a run that is locked."""
@@ -442,3 +440,9 @@ class Sweep:
 
 def _give_way() -> None:
   raise BlockingIOError
+
+
+def _taken(folder: pathlib.Path) -> Outcome | None:
+  """Return who is at work on a run, a training or, between trainings, a sweep."""
+  by = holder(folder) or holder(folder, _LOCK)
+  return by and Outcome('taken', f'by {by}')

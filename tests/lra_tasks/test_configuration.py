@@ -14,6 +14,7 @@ from kl_flax.models import MODELS, make_classifier, make_model
 from kl_flax.parameters import count_parameters
 from lra_tasks import configuration
 from lra_tasks.configuration import difference, resolve
+from lra_tasks.experiments import LATER_FIELDS
 from lra_tasks.presets import parse_argument
 from lra_tasks.runs import rundir
 from lra_tasks.tasks import TASKS
@@ -436,6 +437,23 @@ def assert_model_attends(fields):
   rngs = {name: jax.random.key(0) for name in ('params', 'spectral')}
   out, _ = jax.eval_shape(encoder.make_attention().init_with_output, rngs, x, x, x)
   assert out.shape == shape
+
+
+def test_values_that_tell_runs_apart_are_named_where_they_are_defaults():
+  old, new = (resolve(load_config('listops', 'gmm_rks,tiny')) for _ in range(2))
+  new['attention'] |= {'smoothing': 0.5, 'initial': 'authors'}
+  later = next(name for name in LATER_FIELDS if not isinstance(LATER_FIELDS[name], dict))
+  new[later] = 'changed'
+  old.pop(later)
+  found = configuration.run_difference(old, new, (), 'config')
+  assert found == sorted(
+    [
+      "config.attention.initial: 'unit' there, 'authors' now",
+      'config.attention.smoothing: 1.0 there, 0.5 now',
+      f"config.{later}: {LATER_FIELDS[later]!r} there, 'changed' now",
+    ]
+  )
+  assert configuration.run_difference(new, new, (), '') == []
 
 
 # The authors' 1 beside features that estimate 2κ, and 1 beside those that estimate κ.

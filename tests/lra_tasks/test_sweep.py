@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -575,7 +576,11 @@ def test_what_is_damaged_at_the_end_leaves_the_others(trial, monkeypatch):
 def test_sweeps_share_the_runs(trial, name):
   jobs = jobs_of('gmm_prf', 'transformer')
   with files.lock(trial.runs / jobs[0].name, name):
-    assert trial.states(jobs) == ['taken', 'finished']
+    taken, finished = trial.sweep(jobs).run().values()
+    assert taken == sweep_runs.Outcome(
+      'taken', f'by process {os.getpid()} on {socket.gethostname()}'
+    )
+    assert finished.state == 'finished'
   assert trial.states(jobs) == ['finished'] * 2
 
 

@@ -1,6 +1,7 @@
 import collections
 import functools
 import json
+import os
 import re
 
 import numpy as np
@@ -109,8 +110,9 @@ def test_what_the_config_tells_is_said_before_there_is_data(tmp_path):
 def test_a_run_is_for_one_process_at_a_time(tmp_path):
   options = {'resume': True}
   with rundir.open_run(str(tmp_path), description(), STATE, **options):
+    words = f'another process is at work on this run, process {os.getpid()} on'
     with (
-      pytest.raises(ValueError, match='another process is at work on this run'),
+      pytest.raises(ValueError, match=words),
       rundir.open_run(str(tmp_path), description(), STATE, **options),
     ):
       pass
