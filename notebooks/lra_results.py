@@ -44,7 +44,8 @@ plt.show()
 # %% [markdown]
 # ## Learning curves
 #
-# Those of the three models with Fourier features lie on each other: none has learnt anything.
+# Of the three models with Fourier features one begins to learn after 6,000 steps; the other two lie on
+# each other: they have learnt nothing.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(12, 3.4), layout='constrained')
@@ -63,7 +64,8 @@ plt.show()
 # ## What made it
 #
 # Results are told apart by the digest of their config (seed aside), and say which revision of the code,
-# which versions and which hardware they come from.
+# which versions and which hardware they come from. A preset may have changed since; one with a star had
+# fields changed: config.json has every field that there was.
 
 # %%
 run = rows[0].runs[0]
@@ -72,5 +74,6 @@ print(run.model, run.preset, 'seed', run.seed, 'config', run.config_id)
 print('revision', run.git_revision, 'on', run.device)
 print({name: config['versions'][name] for name in ('jax', 'flax', 'optax')})
 print({name: config['config'][name] for name in ('learning_rate', 'warmup', 'batch_size')})
-print('command: python -m lra_tasks.train '
-      f'--config=configs/{run.task}.py:{run.model},{run.preset.rstrip("*")}')  # fmt: skip
+print('command at that revision: python -m lra_tasks.train '
+      f'--config=configs/{run.task}.py:{run.model},{run.preset.rstrip("*")} '
+      f'--config.random_seed={run.seed}')  # fmt: skip

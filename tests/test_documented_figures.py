@@ -478,6 +478,8 @@ def test_trainings_in_the_readme():
   runs = [(task, model) for task in ('listops', 'text') for model in ('gmm_prf', 'transformer')]
   values = [accuracy('docs/short_trainings', *run) for run in runs]
   assert says('README.md', '(ListOps # and # %, Text # and # % after 2,000 steps)', values)
+  of_listops = [accuracy('lra_tasks/results/listops', *run) for run in runs[:2]]
+  assert says('README.md', 'in whole ones on ListOps to # %, softmax to # %', of_listops)
   late = collections.defaultdict(list)
   for run in runs_of('lra_tasks/results/text'):
     late[run['model']] += [100 * line['eval_accuracy'] for line in run['evaluations'][-5:]]
