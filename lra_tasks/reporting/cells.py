@@ -42,10 +42,12 @@ _LEGEND = {
   'accuracies, also for F1; of correlations n^(-1/2); of two models an upper bound, since they '
   'share them), and, where evaluations chose the checkpoint, that of the last five.',
   'answer': 'answer: yes or no where the difference is more than two standard errors, of three '
-  'seeds or more.',
+  'seeds or more. Each model has the options of the preset, such as its number of frequencies and '
+  'its start: more than the question names may differ.',
   'one draw': 'one draw: accuracy with a single draw, the first, which evaluations in training '
   'have too; ours % is the mean over all.',
-  'last 5 %': 'last 5 %: mean of the last five evaluations on validation.',
+  'last five': 'last five: mean accuracy, in %, of the last five evaluations on validation, or of '
+  'all where there are fewer.',
   'metric': 'metric: what the task is judged by; a point is a hundredth.',
   'best rate': 'best rate: of the learning rates that were run with most seeds, the best on '
   'validation, all else equal.',
@@ -163,7 +165,7 @@ _COLUMNS = (
   Column('ours %', lambda row: _number(row.accuracy, scale=100), _OF_ACCURACY),
   Column('± sd', lambda row: _number(row.accuracy_sd, '± {:.2f}', 100)),
   Column('voting %', lambda row: _number(row.voting_accuracy, scale=100)),
-  Column('last 5 %', lambda row: _number(row.late_accuracy, scale=100)),
+  Column('last five', lambda row: _number(row.late_accuracy, scale=100)),
   Column('runs', lambda row: str(len(row.runs) or ''),
          {'◊': lambda row: len(row.values('git_revision')) > 1}),
   Column('seeds', lambda row: compact_seeds(row.values('seed')), left=True),

@@ -313,7 +313,7 @@ def test_runs_that_lost_what_they_had_learnt_have_a_mark(last, mark):
   headers = [column.header for column in sheets.tasks[0].columns]
   first = sheets.tasks[0].rows[0]
   assert first[headers.index('ours %')].mark == mark
-  assert first[headers.index('last 5 %')].text == f'{100 * (0.59 + 0.52 + last) / 3:.2f}'
+  assert first[headers.index('last five')].text == f'{100 * (0.59 + 0.52 + last) / 3:.2f}'
   assert sheets.questions[0].rows[0][4].mark == mark
   notes = ' '.join(report_cells.report_notes(built, sheets))
   assert ('accuracy fell after' in notes) == bool(mark)
