@@ -381,7 +381,7 @@ def test_starts_of_the_mixture():
   sentence = 'it first reaches # % at step #, the narrow one at #. A control'
   steps = [first_step(folder, 'gmm_rks', 0.28) for folder in (IMAGE, UNIT_IMAGE)]
   assert says('docs/analysis.md', sentence, [28, *steps])
-  sentence = 'kernel stays the narrow one, is as late, at #, with the mended'
+  sentence = 'kernel stays the narrow one, is as late, at # (mended'
   assert says('docs/analysis.md', sentence, [first_step(IMAGE, 'rks', 0.28)])
 
 
