@@ -378,7 +378,7 @@ def test_starts_of_the_mixture():
   assert says('docs/analysis.md', sentence, values)
   assert max(accuracy for step, accuracy in at.items() if step < 6000) < 18.2
   assert at[10_000] == max(at.values())
-  sentence = 'it first reaches # % at step #, the narrow one at #. A control'
+  sentence = 'it first reaches # % at step #, the narrow one at #. The control'
   steps = [first_step(folder, 'gmm_rks', 0.28) for folder in (IMAGE, UNIT_IMAGE)]
   assert says('docs/analysis.md', sentence, [28, *steps])
   sentence = 'kernel stays the narrow one, is as late, at # (mended'
