@@ -25,8 +25,8 @@ _NUM_FREQUENCIES = {
   'structured_rks': 64, 'structured_prf': 64,
   'rks': 256, 'prf': 256,
 }  # fmt: skip
-# On Text the authors' code has the constant feature 0.36, here 0.36 · 2^(-1/2). It leaves denominators
-# that are not positive: docs/analysis.md.
+# On Text the authors' code has the constant feature 0.36, here 0.36 · 2^(-1/2). It leaves
+# denominators that are not positive: docs/analysis.md.
 _ATTENTION = {'gmm_rks': AUTHORS_GMM_RKS['gmm_rks'] | {'smoothing': 0.2546}}
 # What LRA's files for other models ask for.
 _LRA_KWARGS = {
