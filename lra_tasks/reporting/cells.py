@@ -65,7 +65,7 @@ _LEGEND = {
   'that came later are on average more than 5 points, and two standard errors of so many '
   'examples, below.',
   '○': '○ no better than always answering the commonest class, or by less than two standard '
-  'errors.',
+  'errors; of a difference, neither model.',
   '§': "§ published for the benchmark's own data and split; ours are others, so no difference is "
   'given.',
   '¶': '¶ mean speed and largest memory over runs on different hardware, or of runs that shared '
@@ -397,7 +397,9 @@ def _comparison_sheet(question: str, found: Sequence[Comparison]) -> Sheet:
       Cell(c.task),
       Cell(c.preset),
       Cell(METRIC_LABELS[c.metric]),
-      Cell(f'{c.difference:+.2f}', '‡' * c.is_optimistic + '↘' * c.has_fallen),
+      Cell(
+        f'{c.difference:+.2f}', '‡' * c.is_optimistic + '↘' * c.has_fallen + '○' * c.are_guesses
+      ),
       Cell(f'± {c.error:.2f}'),
       Cell(compact_seeds(c.seeds)),
       Cell(c.answer),

@@ -179,6 +179,7 @@ class Comparison(NamedTuple):
     seeds: that both were run with.
     is_optimistic: whether a checkpoint was chosen on the split that is reported.
     has_fallen: whether a run lost what it had learnt: it tells little about its model.
+    are_guesses: whether neither model is better than always answering the commonest class.
   """
 
   question: str
@@ -192,6 +193,7 @@ class Comparison(NamedTuple):
   seeds: tuple[int, ...]
   is_optimistic: bool = False
   has_fallen: bool = False
+  are_guesses: bool = False
 
   @property
   def answer(self) -> str:
@@ -244,6 +246,7 @@ def _compare(question: str, first: Row, second: Row, task: str) -> list[Comparis
       seeds,
       any(run.validation_is_test for pair in pairs for run in pair),
       any(run.has_fallen for pair in pairs for run in pair),
+      first.is_guess and second.is_guess,
     )
   ]
 

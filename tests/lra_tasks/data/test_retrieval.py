@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from run_helpers import read, run_here
 
+from lra_tasks import command_line, configuration
 from lra_tasks.data import datasets, pipeline, retrieval, retrieval_files, retrieval_papers, sources
 from lra_tasks.data.retrieval import TOKENIZER, RetrievalData, make_builder
 from lra_tasks.tasks import get_task
@@ -500,3 +501,29 @@ def test_a_run_on_rebuilt_pairs_is_not_compared(shared, tmp_path):
   assert results['task'] == 'retrieval/aan_rebuilt'  # No published figure is for it.
   assert (results['examples'], results['comparable']) == (32, False)
   assert results['majority_class'] == 0.5
+
+
+@pytest.mark.slow
+def test_two_towers_learn_how_texts_relate(shared, tmp_path):
+  """Pairs of one alphabet or of two: neither text by itself tells which."""
+  rng, sizes = np.random.default_rng(0), {'train': 2000, 'eval': 32, 'test': 500}
+  alphabets = [list(letters) for letters in ('abcd', 'efgh', 'ijkl', 'mnop')]
+  for infix, size in sizes.items():
+    with open(tmp_path / f'new_aan_pairs.{infix}.tsv', 'w') as file:
+      for i in range(size):
+        first, is_same = rng.integers(4), rng.integers(2)
+        second = first if is_same else (first + rng.integers(1, 4)) % 4
+        texts = [''.join(rng.choice(alphabets[k], 24)) for k in (first, second)]
+        file.write('\t'.join([f'{is_same}.0', f'A00-{i}', f'B00-{i}', *texts]) + '\n')
+  data = {'num_train': 2000, 'num_valid': 32, 'num_test': 500}
+  fields = {
+    'max_length': 25, 'batch_size': 32, 'learning_rate': 0.02, 'warmup': 100,
+    'num_train_steps': 250, 'eval_frequency': 250, 'checkpoint_freq': 250,
+  }  # fmt: skip
+  resolved = configuration.resolve(command_line.load('configs/retrieval.py:gmm_prf,tiny'))
+  fields['data'] = resolved['data'] | data
+  directory = tmp_path / 'run'
+  assert run_here(shared, directory, task='retrieval', source=str(tmp_path), **fields) == 0
+  results = read(directory, 'results.json')
+  assert results['majority_class'] < 0.6
+  assert results['accuracy'] > 0.95

@@ -474,3 +474,10 @@ def test_a_missing_library_is_named(monkeypatch, capsys):
   assert report.main(['report']) == 1
   assert capsys.readouterr().err.endswith('pip install matplotlib\n')
   assert isinstance(report.KEPT, Path)
+
+
+@pytest.mark.parametrize(('first', 'second', 'mark'), [(0.16, 0.17, '○'), (0.16, 0.4, '')])
+def test_two_guesses_do_not_compare(first, second, mark):
+  runs = [make_run(model='gmm_prf', accuracy=first), make_run(model='prf', accuracy=second)]
+  sheets = report_cells.make_sheets(make_report(*runs))
+  assert sheets.questions[0].rows[0][4].mark == mark
