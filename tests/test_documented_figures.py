@@ -385,8 +385,30 @@ def test_starts_of_the_mixture():
   assert says('docs/analysis.md', sentence, [first_step(IMAGE, 'rks', 0.28)])
 
 
+def test_start_of_fastfood_and_the_luck_of_a_draw():
+  published = published_for(load_published(), 'image')
+  for row in table('docs/analysis.md', 'Where FastFood starts, and the luck of a draw'):
+    model = name_of(row[0])
+    values = [accuracy(folder, 'image/cifar10_jpeg', model) for folder in (IMAGE, AUTHORS_IMAGE)]
+    assert shows(' '.join(row[1:]), [*values, published[model]['paper'].value]), row
+  lacks = published['fastfood_rks']['paper'].value - accuracy(
+    AUTHORS_IMAGE, 'image/cifar10_jpeg', 'fastfood_rks'
+  )
+  sentence = 'first reaches # % at step # so, and stays # points below'
+  step = first_step(AUTHORS_IMAGE, 'fastfood_rks', 0.28)
+  assert says('docs/analysis.md', sentence, [28, step, lacks])
+
+  (run,) = (run for run in runs_of(IMAGE) if run['model'] == 'generative_rks')
+  sentence = """It has # % on the test split, too, where a hundred draws have # %, with a standard
+    deviation of # points"""
+  names = ('accuracy_of_one_draw', 'accuracy', 'accuracy_sd_of_draws')
+  assert says('docs/analysis.md', sentence, [100 * run[name] for name in names])
+  assert run['eval_samples'] == 100
+
+
 IMAGE = 'lra_tasks/results/image'
 UNIT_IMAGE = 'docs/analysis/unit_start/image'
+AUTHORS_IMAGE = 'docs/analysis/authors_start/image'
 
 
 def first_step(folder, model, accuracy):
@@ -405,9 +427,11 @@ def test_a_whole_training_in_the_readme():
   sentence = """takes # to # s to its last evaluation (`fastfood_prf`, `generative_prf`;
     data read and programs compiled), `rks` with 256 frequencies # s"""
   assert says('README.md', sentence, [min(times), max(times), seconds['rks']])
-  sentence = 'a run of ListOps took # to # s, of Text # to # s, of Image # to # s'
+  sentence = (
+    'a run of ListOps took # to # s, of Text # to # s, of Retrieval # to # s, of Image # to # s'
+  )
   values = []
-  for task in ('listops', 'text', 'image'):
+  for task in ('listops', 'text', 'retrieval', 'image'):
     times = [run['wall_time_seconds'] for run in runs_of(f'lra_tasks/results/{task}')]
     values += [min(times), max(times)]
   assert says('README.md', sentence, values)
@@ -442,12 +466,37 @@ def test_image_in_the_readme():
   sentence = 'with covariance I it was at #, and ended at # %'
   assert says('README.md', sentence, [first_step(UNIT_IMAGE, 'gmm_rks', 0.28), narrow])
 
+  broad = accuracy(AUTHORS_IMAGE, 'image/cifar10_jpeg', 'fastfood_rks')
+  assert says('README.md', 'broad as there, `fastfood_rks` ends at # %', [broad])
+  lacks = {
+    model: published[model]['paper'].value - 100 * run['accuracy']
+    for model, run in runs.items()
+    if model.startswith(('gmm', 'fastfood', 'generative'))
+  }
+  lacks['fastfood_rks'] = published['fastfood_rks']['paper'].value - broad
+  assert max(lacks, key=lacks.get) == 'fastfood_rks'
+
+
+def test_retrieval_in_the_readme():
+  runs = runs_of('lra_tasks/results/retrieval')
+  losses = [run['evaluations'][-1]['train_loss'] for run in runs]
+  sentence = 'losses end at # to # in training'
+  assert says('README.md', sentence, [min(losses), max(losses)])
+  assert {run['steps'] for run in runs} == {5000}
+  assert all(abs(run['accuracy'] - 0.5) < 0.01 for run in runs)
+
 
 def test_learned_kernels_are_not_ahead_in_the_readme():
   """On ListOps softmax has the highest figure, on Image Performer."""
   for task, best in (('listops', 'transformer'), ('image', 'performer')):
     runs = runs_of(f'lra_tasks/results/{task}')
     assert max(runs, key=lambda run: run['accuracy'])['model'] == best
+  of_image = {run['model']: 100 * run['accuracy'] for run in runs_of(IMAGE)}
+  sentence = 'on Image `prf` has # %, `gmm_prf` # %'
+  assert says('README.md', sentence, [of_image['prf'], of_image['gmm_prf']])
+  ahead = [of_image[f'{name}_rks'] - of_image['rks'] for name in ('gmm', 'generative')]
+  assert says('README.md', '`generative_rks` are # points ahead of `rks` there', [7])
+  assert [round(points) for points in ahead] == [7, 7]
   of_text = {run['model']: 100 * run['accuracy'] for run in runs_of('lra_tasks/results/text')}
   ahead = [of_text[f'{name}_rks'] - of_text[f'{name}_prf'] for name in ('fastfood', 'generative')]
   assert says('README.md', 'generator are # and # points ahead', ahead)
