@@ -79,7 +79,7 @@ def get_config(argument='gmm_prf'):
     argument,
     _PRESETS,
     num_frequencies=_NUM_FREQUENCIES,
-    attention=AUTHORS_GMM_RKS,
+    attention={'paper': AUTHORS_GMM_RKS},
     data=_DATA,
     lra_performer={'num_frequencies': 2},  # As LRA's file has it.
   )

@@ -73,5 +73,5 @@ def get_config(argument='gmm_prf'):
     _PRESETS,
     num_frequencies=_NUM_FREQUENCIES,
     data=_DATA,
-    attention=AUTHORS_GMM_RKS,
+    attention={'paper': AUTHORS_GMM_RKS},
   )

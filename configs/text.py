@@ -95,6 +95,6 @@ def get_config(argument='gmm_prf'):
     _PRESETS,
     num_frequencies=_NUM_FREQUENCIES,
     data=_DATA,
-    attention=_ATTENTION,
+    attention={'paper': _ATTENTION},
     lra_kwargs=_LRA_KWARGS,
   )

@@ -98,7 +98,7 @@ def task_config(
   *,
   num_frequencies: Mapping[str, int],
   data: Mapping[str, Mapping[str, Any]] | None = None,
-  attention: Mapping[str, Mapping[str, Any]] | None = None,
+  attention: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
   lra_performer: Mapping[str, Any] = types.MappingProxyType({'kernel': 'relu'}),
   lra_models: Mapping[str, Mapping[str, Any]] | None = None,
   lra_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
@@ -111,7 +111,7 @@ def task_config(
     presets: preset -> fields that differ from the defaults.
     num_frequencies: model -> frequencies, in all presets but tiny; others have their default.
     data: preset -> data options that differ from the benchmark's.
-    attention: model -> further options of its mechanism, in the preset paper.
+    attention: preset -> model -> further options of its mechanism.
     lra_performer: options of the Performer in the preset lra. LRA's files leave the kernel out, and
       so take its code's.
     lra_models: model -> fields of LRA's file for it that differ from those of the preset lra.
@@ -122,8 +122,6 @@ def task_config(
   """
   model, preset = parse_argument(argument, presets)
   fields, options = dict(presets[preset]), {}
-  if preset == 'paper':
-    options |= (attention or {}).get(model, {})
   if preset == 'tiny':
     options['num_frequencies'] = TINY_FREQUENCIES
   elif model in num_frequencies:
@@ -134,6 +132,7 @@ def task_config(
     options |= lra_performer if model == 'performer' else of_file
   if preset == 'tuned':
     options |= _TUNED_OPTIONS.get(model, {}) | _TUNED_SIZES.get(model, {}).get(task, {})
+  options |= (attention or {}).get(preset, {}).get(model, {})
   return new_config(task, model, preset, attention=options, data=(data or {}).get(preset), **fields)
 
 
