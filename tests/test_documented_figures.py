@@ -86,9 +86,18 @@ def runs_of(folder):
   return found
 
 
+def of_paper(folder):
+  """Return the runs of the preset paper in a folder."""
+  return [run for run in runs_of(folder) if run['preset'] == 'paper']
+
+
 def results(folder):
-  """Return {(task, model): (results, evaluations)} of the runs in a folder, one of each."""
-  return {(run['task'], run['model']): (run, run['evaluations']) for run in runs_of(folder)}
+  """Return {(task, model): (results, evaluations)} of the runs in a folder, one of each.
+
+  Of lra_tasks/results, whose folders hold several presets, those of the preset paper.
+  """
+  runs = of_paper(folder) if folder.startswith('lra_tasks/results') else runs_of(folder)
+  return {(run['task'], run['model']): (run, run['evaluations']) for run in runs}
 
 
 def accuracy(folder, *key):
@@ -260,32 +269,40 @@ def test_sums_of_a_draw_for_100_steps():
   assert says('docs/analysis.md', sentence, values)
 
 
+def label(run):
+  if run['task'].startswith('sparse_sum'):
+    return f'`{run["model"]}`, {run["task"]}'
+  preset = '' if run['preset'] == 'paper' else f', `{run["preset"]}`'
+  return f'`{run["model"]}`{preset}, {run["task"]}, seed {run["seed"]}'
+
+
 def test_disagreement_of_draws():
   """Every run of these tasks that has the metrics stands in the table."""
   runs = [*runs_of('docs/analysis/sparse_sum'), *runs_of('lra_tasks/results')]
   made = {
-    (run['model'], run['task'], run['seed']): run
+    label(run): run
     for run in runs
     if run['task'].startswith(('sparse_sum', 'listops', 'text', 'image'))
     and run.get('inconsistency') is not None
   }
   rows = table('docs/analysis.md', 'How far draws of the frequencies disagree')
   for row in rows:
-    task, _, seed = row[0].partition(', ')[2].partition(', seed ')
-    run = made.pop((name_of(row[0]), task, int(seed or 0)))
+    run = made.pop(row[0])
     values = [100 * run['accuracy'], 100 * run['voting_accuracy']]
     values += [run['voting_accuracy'] / run['accuracy'], 100 * run['inconsistency']]
     values += [run['median_deviation'], run['eval_samples']]
     assert shows(' '.join(row[1:]), values), row
   assert not made
 
-  runs = [run for run in runs if run['task'].startswith('image') and run.get('voting_accuracy')]
+  runs = [run for run in of_paper(IMAGE) if run.get('voting_accuracy')]
   pi = lambda mixtures: sorted(
     100 * run['inconsistency'] for run in runs if run['model'].startswith('gmm') is mixtures
   )
   gain = max(100 * (run['voting_accuracy'] - run['accuracy']) for run in runs)
   values = [*pi(True), pi(False)[0], pi(False)[-1], gain]
-  sentence = 'PI is # and # % with mixtures, # to # % with the others, and voting gains at most #'
+  sentence = (
+    'in `paper` PI is # and # % with mixtures, # to # % with the others, and voting gains at most #'
+  )
   assert says('docs/analysis.md', sentence, values)
 
 
@@ -398,7 +415,7 @@ def test_start_of_fastfood_and_the_luck_of_a_draw():
   step = first_step(AUTHORS_IMAGE, 'fastfood_rks', 0.28)
   assert says('docs/analysis.md', sentence, [28, step, lacks])
 
-  (run,) = (run for run in runs_of(IMAGE) if run['model'] == 'generative_rks')
+  (run,) = (run for run in of_paper(IMAGE) if run['model'] == 'generative_rks')
   sentence = """It has # % on the test split, too, where a hundred draws have # %, with a standard
     deviation of # points"""
   names = ('accuracy_of_one_draw', 'accuracy', 'accuracy_sd_of_draws')
@@ -406,7 +423,55 @@ def test_start_of_fastfood_and_the_luck_of_a_draw():
   assert run['eval_samples'] == 100
 
 
+def test_gains_of_tuned_on_image():
+  def trial(model, *settings):
+    schedule = ('num_train_steps=8750', 'steps_per_cycle=8750')
+    name = '_'.join([model, 'tuned', *schedule, *settings, 'seed0'])
+    path = ROOT / IMAGE_TRIALS / name / 'results.json'
+    return 100 * json.loads(path.read_text(encoding='utf-8'))['validation_accuracy']
+
+  short = {
+    'learning rate 2e-3': 'learning_rate=2e-3',
+    'smoothing 0.25': 'attention.smoothing=0.25',
+    '128 frequencies': 'attention.num_frequencies=128',
+    'dropout 0.1': 'dropout_rate=0.1',
+  }
+  models = ('gmm_rks', 'fastfood_rks', 'generative_rks', 'gmm_prf')
+  section = 'What the preset `tuned` gains on Image'
+  shown = 0
+  for change, *cells in table('docs/analysis.md', section):
+    settings = [short[part.partition(' for ')[0]] for part in change.split(', ') if part != 'none']
+    for model, cell in zip(models, cells, strict=True):
+      assert not cell or shows(cell, [trial(model, *settings)]), (change, model)
+      shown += bool(cell)
+  # Of the rest, fastfood_prf has no run to stand beside.
+  assert shown == len(runs_of(IMAGE_TRIALS)) - 1
+
+  best = lambda lines: 100 * max(line['eval_accuracy'] for line in lines)
+  page = read('docs/analysis.md').partition(section)[2].partition('\n## ')[0]
+  for model in models[:3]:
+    (row,) = re.findall(rf'^\| `{model}` \|(.*)\|$', page, re.MULTILINE)
+    stopped = (ROOT / IMAGE_TRIALS / f'{model}_tuned_seed0/metrics.jsonl').read_text(
+      encoding='utf-8'
+    )
+    tuned = [json.loads(line) for line in stopped.splitlines()]
+    (run,) = (run for run in of_paper(IMAGE) if run['model'] == model)
+    last = [tuned[-1]['step'], 100 * tuned[-1]['eval_accuracy'], 100 * tuned[-1]['train_accuracy']]
+    assert shows(row, [best(tuned), best(run['evaluations']), *last]), model
+
+  (tuned,) = (run for run in runs_of(IMAGE) if run['preset'] == 'tuned')
+  (paper,) = (run for run in of_paper(IMAGE) if run['model'] == 'gmm_prf')
+  last = tuned['evaluations'][-1]
+  sentence = """`gmm_prf` has # % on the test split, in `paper` # %: its best checkpoint is at
+    step #, and from there validation falls from # to # % while accuracy in training rises to # %"""
+  values = [100 * tuned['accuracy'], 100 * paper['accuracy'], tuned['best_step']]
+  values += [100 * tuned['validation_accuracy'], 100 * last['eval_accuracy']]
+  assert says('docs/analysis.md', sentence, [*values, 100 * last['train_accuracy']])
+  assert says('README.md', 'on more than Image, where `gmm_prf` has # % ([', values[:1])
+
+
 IMAGE = 'lra_tasks/results/image'
+IMAGE_TRIALS = 'docs/analysis/image_trials/image'
 UNIT_IMAGE = 'docs/analysis/unit_start/image'
 AUTHORS_IMAGE = 'docs/analysis/authors_start/image'
 
@@ -432,7 +497,7 @@ def test_a_whole_training_in_the_readme():
   )
   values = []
   for task in ('listops', 'text', 'retrieval', 'image'):
-    times = [run['wall_time_seconds'] for run in runs_of(f'lra_tasks/results/{task}')]
+    times = [run['wall_time_seconds'] for run in of_paper(f'lra_tasks/results/{task}')]
     values += [min(times), max(times)]
   assert says('README.md', sentence, values)
 
@@ -446,7 +511,7 @@ def test_fixed_kernel_in_the_readme():
 
 
 def test_image_in_the_readme():
-  runs = {run['model']: run for run in runs_of(IMAGE)}
+  runs = {run['model']: run for run in of_paper(IMAGE)}
   published = published_for(load_published(), 'image')
   baselines = [
     abs(published[model]['paper'].value - 100 * runs[model]['accuracy'])
@@ -489,18 +554,19 @@ def test_retrieval_in_the_readme():
 def test_learned_kernels_are_not_ahead_in_the_readme():
   """On ListOps softmax has the highest figure, on Image Performer."""
   for task, best in (('listops', 'transformer'), ('image', 'performer')):
-    runs = runs_of(f'lra_tasks/results/{task}')
+    runs = of_paper(f'lra_tasks/results/{task}')
     assert max(runs, key=lambda run: run['accuracy'])['model'] == best
-  of_image = {run['model']: 100 * run['accuracy'] for run in runs_of(IMAGE)}
-  sentence = 'on Image `prf` has # %, `gmm_prf` # %'
-  assert says('README.md', sentence, [of_image['prf'], of_image['gmm_prf']])
+  of_image = {run['model']: 100 * run['accuracy'] for run in of_paper(IMAGE)}
+  of_listops = {run['model']: 100 * run['accuracy'] for run in runs_of('lra_tasks/results/listops')}
+  sentence = 'on Image `prf` has # %, `gmm_prf` # %, on ListOps # and # %'
+  values = [of[model] for of in (of_image, of_listops) for model in ('prf', 'gmm_prf')]
+  assert says('README.md', sentence, values)
   ahead = [of_image[f'{name}_rks'] - of_image['rks'] for name in ('gmm', 'generative')]
   assert says('README.md', '`generative_rks` are # points ahead of `rks` there', [7])
   assert [round(points) for points in ahead] == [7, 7]
   of_text = {run['model']: 100 * run['accuracy'] for run in runs_of('lra_tasks/results/text')}
   ahead = [of_text[f'{name}_rks'] - of_text[f'{name}_prf'] for name in ('fastfood', 'generative')]
   assert says('README.md', 'generator are # and # points ahead', ahead)
-  of_listops = {run['model']: 100 * run['accuracy'] for run in runs_of('lra_tasks/results/listops')}
   points = of_listops['gmm_prf'] - of_listops['gmm_rks']
   assert says('README.md', 'holds on ListOps, by # points of `gmm_rks`', [points])
 
