@@ -6,9 +6,9 @@ Published test accuracy: `python -m lra_tasks.report --published=all` beside our
   lra     LRA's released config of the Transformer (default for baselines)
   tuned   ours, within LRA's rule: LRA's sizes, at most 10 % more parameters. Four times the
           paper's learning rate; Fourier features with a quarter of the smoothing; 128 frequencies
-          for all: selected on validation in runs of a quarter of the length. In whole ones
-          FastFood gains by it, gmm_rks and generative_rks do not (docs/analysis.md). The best
-          checkpoint by five draws, every fifth epoch
+          for all: chosen by validation of some models, in runs of a quarter of the length. In
+          whole ones fastfood_rks gains by it, gmm_rks does not yet (docs/analysis.md). The
+          best checkpoint by five draws, every fifth epoch
   tiny    the same code path on 260 pictures: under a minute on two CPU cores,
           once it has CIFAR-10 (170 MB): downloaded, if neither --source nor --data_dir has it
 

@@ -404,7 +404,7 @@ def test_starts_of_the_mixture():
 
 def test_start_of_fastfood_and_the_luck_of_a_draw():
   published = published_for(load_published(), 'image')
-  for row in table('docs/analysis.md', 'Where FastFood starts, and the luck of a draw'):
+  for row in table('docs/analysis.md', 'Where FastFood starts'):
     model = name_of(row[0])
     values = [accuracy(folder, 'image/cifar10_jpeg', model) for folder in (IMAGE, AUTHORS_IMAGE)]
     assert shows(' '.join(row[1:]), [*values, published[model]['paper'].value]), row
@@ -517,7 +517,7 @@ def test_image_in_the_readme():
     abs(published[model]['paper'].value - 100 * runs[model]['accuracy'])
     for model in ('transformer', 'linear_transformer', 'performer')
   ]
-  assert says('README.md', 'and Performer are within # points of it', [1.2])
+  assert says('README.md', 'and Performer are within # points of the published figures', [1.2])
   assert 1.1 < max(baselines) <= 1.2
 
   steps = {model: first_step(IMAGE, model, 0.28) for model in runs}
