@@ -111,7 +111,7 @@ def task_config(
     presets: preset -> fields that differ from the defaults.
     num_frequencies: model -> frequencies, in all presets but tiny; others have their default.
     data: preset -> data options that differ from the benchmark's.
-    attention: preset -> model -> further options of its mechanism.
+    attention: preset -> model -> options of its mechanism, which come before all others.
     lra_performer: options of the Performer in the preset lra. LRA's files leave the kernel out, and
       so take its code's.
     lra_models: model -> fields of LRA's file for it that differ from those of the preset lra.
