@@ -430,8 +430,27 @@ def test_one_draw_chooses_the_checkpoint():
   assert run['eval_samples'] == 100
 
 
-def test_gains_of_tuned_on_image():
-  def trial(model, *settings):
+def rows_of_tuned(width):
+  """Return the rows of so many cells in the section on Image's preset tuned."""
+  section = 'What the preset `tuned` gains on Image'
+  page = read('docs/analysis.md').partition(f'\n## {section}\n')[2].partition('\n## ')[0]
+  rows = [line[1:-1].split('|') for line in page.splitlines() if line.startswith('|')]
+  rows = [row for row in rows if len(row) == width and '%' in ''.join(row)]
+  assert rows
+  return [[cell.strip() for cell in row] for row in rows]
+
+
+def best_evaluation(lines):
+  return 100 * max(line['eval_accuracy'] for line in lines)
+
+
+def test_quarter_trials_of_tuned_on_image():
+  def trial(model, change):
+    parts = [part.partition(' for ')[0] for part in change.split(', ')]
+    settings = [short[part] for part in parts if part != 'none']
+    # The preset of its trials had this already.
+    if settings == ['attention.initial=authors'] and model == 'gmm_rks':
+      settings.insert(0, 'resample_every=1')
     schedule = ('num_train_steps=8750', 'steps_per_cycle=8750')
     name = '_'.join([model, 'tuned', *schedule, *settings, 'seed0'])
     path = ROOT / IMAGE_TRIALS / name / 'results.json'
@@ -442,45 +461,73 @@ def test_gains_of_tuned_on_image():
     'smoothing 0.25': 'attention.smoothing=0.25',
     '128 frequencies': 'attention.num_frequencies=128',
     'dropout 0.1': 'dropout_rate=0.1',
+    'as above': 'resample_every=1',
+    "started as in the authors' code": 'attention.initial=authors',
   }
   models = ('gmm_rks', 'fastfood_rks', 'generative_rks', 'gmm_prf')
-  section = 'What the preset `tuned` gains on Image'
   shown = 0
-  for change, *cells in table('docs/analysis.md', section):
-    settings = [short[part.partition(' for ')[0]] for part in change.split(', ') if part != 'none']
+  for change, *cells in rows_of_tuned(5):
     for model, cell in zip(models, cells, strict=True):
-      assert not cell or shows(cell, [trial(model, *settings)]), (change, model)
+      assert not cell or shows(cell, [trial(model, change)]), (change, model)
       shown += bool(cell)
-  # Of the rest, fastfood_prf has no run to stand beside.
-  assert shown == len(runs_of(IMAGE_TRIALS)) - 1
+  # Of the rest, fastfood_prf has no run to stand beside, and two are of whole length.
+  assert shown == len(runs_of(IMAGE_TRIALS)) - 3
 
-  best = lambda lines: 100 * max(line['eval_accuracy'] for line in lines)
-  page = read('docs/analysis.md').partition(section)[2].partition('\n## ')[0]
-  of_paper_on_image = lambda model: results(IMAGE)['image/cifar10_jpeg', model]
-  for model in models[:3]:
-    (row,) = re.findall(rf'^\| `{model}` \|(.*)\|$', page, re.MULTILINE)
-    tuned = evaluations_of(ROOT / STOPPED / f'{model}_tuned_seed0')
-    last = [tuned[-1]['step'], 100 * tuned[-1]['eval_accuracy'], 100 * tuned[-1]['train_accuracy']]
-    assert shows(row, [best(tuned), best(of_paper_on_image(model)[1]), *last]), model
-  lucky, _ = of_paper_on_image('generative_rks')
-  sentence = 'was a lucky draw (# % on the test split by #)'
-  values = [100 * lucky['accuracy'], lucky['eval_samples']]
+
+def test_whole_runs_of_tuned_on_image():
+  runs = [run for run in runs_of(IMAGE) if run['preset'].startswith('tuned')]
+  tuned = {run['model']: run for run in runs if run['preset'] == 'tuned'}
+  (slower,) = (run for run in runs if run['preset'] == 'tuned*')
+  paper = {model: run for (_, model), run in results(IMAGE).items()}
+  published = published_for(load_published(), 'image')
+  kept = {
+    path.name.partition('_tuned')[0]: evaluations_of(path)
+    for path in [*(ROOT / STOPPED).iterdir(), ROOT / KEPT_DRAW]
+  }
+  assert len(kept) == 4
+  for cell, *cells in rows_of_tuned(7):
+    model = name_of(cell)
+    run, (other, lines) = tuned.pop(model), paper[model]
+    assert run['eval_samples'] == other['eval_samples'] == 100
+    values = [100 * run['accuracy'], 100 * other['accuracy'], published[model]['paper'].value]
+    values += map(best_evaluation, (run['evaluations'], lines))
+    values += [best_evaluation(kept[model])] if model in kept else []
+    assert shows(' '.join(cells), values), model
+  assert not tuned
+
+  tuned = {run['model']: run for run in runs if run['preset'] == 'tuned'}
+  gain = lambda model: 100 * (tuned[model]['accuracy'] - paper[model][0]['accuracy'])
+  sentence = 'features `fastfood_rks` gains # points and `gmm_rks` #;'
+  assert says('docs/analysis.md', sentence, [gain('fastfood_rks'), gain('gmm_rks')])
+  faster = tuned.pop('generative_rks')
+  last = faster['evaluations'][-1]
+  sentence = 'after step # it only learns the training split (# % at the end, validation # %)'
+  values = [faster['best_step'], 100 * last['train_accuracy'], 100 * last['eval_accuracy']]
   assert says('docs/analysis.md', sentence, values)
-
-  (tuned,) = (run for run in runs_of(IMAGE) if run['preset'] == 'tuned')
-  paper, _ = of_paper_on_image('gmm_prf')
-  last = tuned['evaluations'][-1]
-  sentence = """`gmm_prf` has # % on the test split, in `paper` # %: its best checkpoint is at
-    step #, and from there validation falls from # to # % while accuracy in training rises to # %"""
-  values = [100 * tuned['accuracy'], 100 * paper['accuracy'], tuned['best_step']]
-  values += [100 * tuned['validation_accuracy'], 100 * last['eval_accuracy']]
-  assert says('docs/analysis.md', sentence, [*values, 100 * last['train_accuracy']])
-  assert says('README.md', 'on more than Image, where `gmm_prf` has # % ([', values[:1])
+  path = ROOT / IMAGE_TRIALS / 'generative_rks_tuned_attention.smoothing=1.0_seed0/results.json'
+  smoother = json.loads(path.read_text(encoding='utf-8'))
+  sentence = '# % on validation and # % on the test split; smoothing 1 has # and # %'
+  names = ('validation_accuracy', 'accuracy')
+  values = [100 * run[name] for run in (slower, smoother) for name in names]
+  assert says('docs/analysis.md', sentence, values)
+  ends = [run['evaluations'][-1] for run in (slower, *tuned.values())]
+  losses = [
+    100 * (run['validation_accuracy'] - end['eval_accuracy'])
+    for run, end in zip((slower, *tuned.values()), ends, strict=True)
+  ]
+  training = [100 * end['train_accuracy'] for end in ends]
+  sentence = """to the end they lose # to # points on validation, while accuracy in training rises
+    to # to # %"""
+  assert len(ends) == 6
+  assert says(
+    'docs/analysis.md', sentence, [min(losses), max(losses), min(training), max(training)]
+  )
 
 
 IMAGE = 'lra_tasks/results/image'
 IMAGE_TRIALS = 'docs/analysis/image_trials/image'
 STOPPED = 'docs/analysis/image_trials/stopped'
+KEPT_DRAW = f'{IMAGE_TRIALS}/gmm_prf_tuned_resample_every=100_seed0'
 UNIT_IMAGE = 'docs/analysis/unit_start/image'
 AUTHORS_IMAGE = 'docs/analysis/authors_start/image'
 
@@ -532,6 +579,15 @@ def test_fixed_kernel_in_the_readme():
   fixed = accuracies.pop('rks')
   assert says('README.md', '`rks`, whose kernel is not learned, has # %, no less than', [fixed])
   assert fixed >= max(accuracies.values())
+  sentence = 'Linear attention, which has no kernel to learn, has # %'
+  assert says('README.md', sentence, [accuracies['linear_transformer']])
+
+
+def test_performer_of_lra_in_the_readme():
+  (run,) = (run for run in runs_of('lra_tasks/results/listops') if run['preset'] == 'lra')
+  published = published_for(load_published(), 'listops')['performer']['lra'].value
+  sentence = "Performer by LRA's own settings is there, too: # %, on LRA's leaderboard # %."
+  assert says('README.md', sentence, [100 * run['accuracy'], published])
 
 
 def test_image_in_the_readme():
@@ -566,6 +622,29 @@ def test_image_in_the_readme():
   assert max(lacks, key=lacks.get) == 'fastfood_rks'
 
 
+def test_tuned_on_image_in_the_readme():
+  found = {
+    (run['model'], run['preset']): 100 * run['accuracy']
+    for run in runs_of(IMAGE)
+    if run['preset'].startswith('tuned')
+  }
+  sentence = '`gmm_rks` has # % by it, `fastfood_rks` # %, `generative_rks` # % and, at half'
+  names = ('gmm_rks', 'fastfood_rks', 'generative_rks')
+  assert says('README.md', sentence, [found[name, 'tuned'] for name in names])
+  slower = found['generative_rks', 'tuned*']
+  gains = [
+    found[run['model'], 'tuned'] - 100 * run['accuracy']
+    for run in of_paper(IMAGE)
+    if run['model'] in ('gmm_prf', 'fastfood_prf', 'generative_prf')
+  ]
+  sentence = 'half of its rate, # %; with positive ones they gain # to # points'
+  assert says('README.md', sentence, [slower, min(gains), max(gains)])
+  best = {name: found[name, 'tuned'] for name, _ in found} | {'generative_rks': slower}
+  assert len(best) == 6
+  sentence = 'learned kernel gets to # to # % by the preset `tuned`, one of them at half'
+  assert says('README.md', sentence, [min(best.values()), max(best.values())])
+
+
 def test_retrieval_in_the_readme():
   runs = runs_of('lra_tasks/results/retrieval')
   losses = [run['evaluations'][-1]['train_loss'] for run in runs]
@@ -582,8 +661,12 @@ def test_learned_kernels_are_not_ahead_in_the_readme():
     assert max(runs, key=lambda run: run['accuracy'])['model'] == best
   of_image = {run['model']: 100 * run['accuracy'] for run in of_paper(IMAGE)}
   of_listops = {run['model']: 100 * run['accuracy'] for run in runs_of('lra_tasks/results/listops')}
-  sentence = 'on Image `prf` has # %, `gmm_prf` # %, on ListOps # and # %'
+  sentence = 'on Image `prf` has # %, `gmm_prf` # %, on ListOps # and # %, on Text # and # %.'
   values = [of[model] for of in (of_image, of_listops) for model in ('prf', 'gmm_prf')]
+  of_text = collections.defaultdict(list)
+  for run in runs_of('lra_tasks/results/text'):
+    of_text[run['model']].append(100 * run['accuracy'])
+  values += [statistics.fmean(of_text[model]) for model in ('prf', 'gmm_prf')]
   assert says('README.md', sentence, values)
   ahead = [of_image[f'{name}_rks'] - of_image['rks'] for name in ('gmm', 'generative')]
   assert says('README.md', 'On Image `gmm_rks` and `generative_rks` are # points ahead of', [7])
