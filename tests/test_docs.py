@@ -1,4 +1,4 @@
-"""The Python code in README and documentation runs, block after block of a page."""
+"""The Python code in README and documentation runs, block after block of a page; links lead on."""
 
 import pathlib
 import re
@@ -9,10 +9,8 @@ from breadth import slow_but
 from kl_flax.models import MODELS
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [
-  path for path in (ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')))
-  if '```python' in path.read_text(encoding='utf-8')
-]  # fmt: skip
+ALL_PAGES = [*sorted(ROOT.glob('*.md')), *sorted(ROOT.glob('docs/*.md'))]
+PAGES = [path for path in ALL_PAGES if '```python' in path.read_text(encoding='utf-8')]
 
 
 @pytest.mark.parametrize('page', slow_but([ROOT / 'README.md'], PAGES), ids=lambda page: page.stem)
@@ -29,3 +27,19 @@ def test_the_code_of_a_page_runs(page, reference, tmp_path, monkeypatch):
   finally:
     MODELS.clear()
     MODELS.update(before)
+
+
+def anchors(page):
+  """Return the fragments by which the headings of a page are linked to."""
+  headings = re.findall(r'^#+ (.+)$', page.read_text(encoding='utf-8'), re.MULTILINE)
+  return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+@pytest.mark.parametrize('page', ALL_PAGES, ids=lambda page: page.stem)
+def test_links_of_a_page_lead_somewhere(page):
+  for link in re.findall(r'\]\(([^)\s]+)\)', page.read_text(encoding='utf-8')):
+    if not link.startswith('http'):
+      path, _, fragment = link.partition('#')
+      target = page.parent / path if path else page
+      assert target.exists(), link
+      assert not fragment or fragment in anchors(target), link

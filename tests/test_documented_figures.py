@@ -528,6 +528,8 @@ IMAGE = 'lra_tasks/results/image'
 IMAGE_TRIALS = 'docs/analysis/image_trials/image'
 STOPPED = 'docs/analysis/image_trials/stopped'
 KEPT_DRAW = f'{IMAGE_TRIALS}/gmm_prf_tuned_resample_every=100_seed0'
+FINDINGS = 'docs/findings.md'
+SAMPLERS = ('gmm', 'fastfood', 'generative')
 UNIT_IMAGE = 'docs/analysis/unit_start/image'
 AUTHORS_IMAGE = 'docs/analysis/authors_start/image'
 
@@ -558,124 +560,31 @@ def test_a_whole_training_in_the_readme():
   assert says('README.md', sentence, values)
 
 
+def gains_on(task):
+  """Return {model: [points above the paper's figure, of a seed each]} of the preset paper."""
+  published = published_for(load_published(), task)
+  gains = collections.defaultdict(list)
+  for run in of_paper(f'lra_tasks/results/{task}'):
+    if 'paper' in published.get(run['model'], {}):
+      gains[run['model']].append(100 * run['accuracy'] - published[run['model']]['paper'].value)
+  return gains
+
+
+def positive(gains):
+  return [gain for name in SAMPLERS for gain in gains[f'{name}_prf']]
+
+
 def test_against_the_paper_in_the_readme():
-  gains = {}
-  for task in ('listops', 'text'):
-    published = published_for(load_published(), task)
-    for run in of_paper(f'lra_tasks/results/{task}'):
-      if run['model'].startswith(('gmm', 'fastfood', 'generative')):
-        gain = 100 * run['accuracy'] - published[run['model']]['paper'].value
-        gains[task, run['model'], run['seed']] = gain
-  least = min(gain for (_, model, _), gain in gains.items() if model.endswith('prf'))
+  listops, text = gains_on('listops'), gains_on('text')
+  least = min(positive(listops) + positive(text))
   assert says('README.md', 'pass the published figures, by # points at least', [least])
-  off = [abs(gains['text', f'{name}_rks', 0]) for name in ('fastfood', 'generative')]
+  off = [abs(gain) for name in ('fastfood', 'generative') for gain in text[f'{name}_rks']]
   assert says('README.md', 'On Text Fourier features are within # points of them, but for', [0.5])
-  assert max(off) <= 0.5 < abs(gains['text', 'gmm_rks', 0])
-
-
-def test_fixed_kernel_in_the_readme():
-  runs = [run for run in runs_of('lra_tasks/results/text') if run['seed'] == 0]
-  accuracies = {run['model']: 100 * run['accuracy'] for run in runs}
-  fixed = accuracies.pop('rks')
-  assert says('README.md', '`rks`, whose kernel is not learned, has # %, no less than', [fixed])
-  assert fixed >= max(accuracies.values())
-  sentence = 'Linear attention, which has no kernel to learn, has # %'
-  assert says('README.md', sentence, [accuracies['linear_transformer']])
-
-
-def test_performer_of_lra_in_the_readme():
-  (run,) = (run for run in runs_of('lra_tasks/results/listops') if run['preset'] == 'lra')
-  published = published_for(load_published(), 'listops')['performer']['lra'].value
-  sentence = "Performer by LRA's own settings is there, too: # %, on LRA's leaderboard # %."
-  assert says('README.md', sentence, [100 * run['accuracy'], published])
-
-
-def test_image_in_the_readme():
-  runs = {run['model']: run for run in of_paper(IMAGE)}
-  published = published_for(load_published(), 'image')
-  baselines = [
-    abs(published[model]['paper'].value - 100 * runs[model]['accuracy'])
-    for model in ('transformer', 'linear_transformer', 'performer')
-  ]
-  assert says('README.md', 'and Performer are within # points of the published figures', [1.2])
-  assert 1.1 < max(baselines) <= 1.2
-
-  steps = {model: first_step(IMAGE, model, 0.28) for model in runs}
-  late = [steps.pop('rks'), runs['fastfood_rks']['steps']]
-  assert steps.pop('fastfood_rks') is None
-  assert max(steps.values()) == steps['gmm_rks']
-  sentence = """first reaches # % at step # with `rks`, in none of the # with `fastfood_rks`, and at
-    step # to # with all others"""
-  assert says('README.md', sentence, [28, *late, min(steps.values()), max(steps.values())])
-  narrow = accuracy(UNIT_IMAGE, 'image/cifar10_jpeg', 'gmm_rks')
-  sentence = 'with covariance I it was at #, and ended at # %'
-  assert says('README.md', sentence, [first_step(UNIT_IMAGE, 'gmm_rks', 0.28), narrow])
-
-  broad = accuracy(AUTHORS_IMAGE, 'image/cifar10_jpeg', 'fastfood_rks')
-  assert says('README.md', 'broad as there, `fastfood_rks` ends at # %', [broad])
-  lacks = {
-    model: published[model]['paper'].value - 100 * run['accuracy']
-    for model, run in runs.items()
-    if model.startswith(('gmm', 'fastfood', 'generative'))
-  }
-  lacks['fastfood_rks'] = published['fastfood_rks']['paper'].value - broad
-  assert max(lacks, key=lacks.get) == 'fastfood_rks'
-
-
-def test_tuned_on_image_in_the_readme():
-  found = {
-    (run['model'], run['preset']): 100 * run['accuracy']
-    for run in runs_of(IMAGE)
-    if run['preset'].startswith('tuned')
-  }
-  sentence = '`gmm_rks` has # % by it, `fastfood_rks` # %, `generative_rks` # % and, at half'
-  names = ('gmm_rks', 'fastfood_rks', 'generative_rks')
-  assert says('README.md', sentence, [found[name, 'tuned'] for name in names])
-  slower = found['generative_rks', 'tuned*']
-  gains = [
-    found[run['model'], 'tuned'] - 100 * run['accuracy']
-    for run in of_paper(IMAGE)
-    if run['model'] in ('gmm_prf', 'fastfood_prf', 'generative_prf')
-  ]
-  sentence = 'half of its rate, # %; with positive ones they gain # to # points'
-  assert says('README.md', sentence, [slower, min(gains), max(gains)])
-  best = {name: found[name, 'tuned'] for name, _ in found} | {'generative_rks': slower}
-  assert len(best) == 6
-  sentence = 'learned kernel gets to # to # % by the preset `tuned`, one of them at half'
-  assert says('README.md', sentence, [min(best.values()), max(best.values())])
-
-
-def test_retrieval_in_the_readme():
-  runs = runs_of('lra_tasks/results/retrieval')
-  losses = [run['evaluations'][-1]['train_loss'] for run in runs]
-  sentence = 'losses end at # to # in training'
-  assert says('README.md', sentence, [min(losses), max(losses)])
-  assert {run['steps'] for run in runs} == {5000}
-  assert all(abs(run['accuracy'] - 0.5) < 0.01 for run in runs)
-
-
-def test_learned_kernels_are_not_ahead_in_the_readme():
-  """On ListOps softmax has the highest figure, on Image Performer."""
-  for task, best in (('listops', 'transformer'), ('image', 'performer')):
-    runs = of_paper(f'lra_tasks/results/{task}')
-    assert max(runs, key=lambda run: run['accuracy'])['model'] == best
-  of_image = {run['model']: 100 * run['accuracy'] for run in of_paper(IMAGE)}
-  of_listops = {run['model']: 100 * run['accuracy'] for run in runs_of('lra_tasks/results/listops')}
-  sentence = 'on Image `prf` has # %, `gmm_prf` # %, on ListOps # and # %, on Text # and # %.'
-  values = [of[model] for of in (of_image, of_listops) for model in ('prf', 'gmm_prf')]
-  of_text = collections.defaultdict(list)
-  for run in runs_of('lra_tasks/results/text'):
-    of_text[run['model']].append(100 * run['accuracy'])
-  values += [statistics.fmean(of_text[model]) for model in ('prf', 'gmm_prf')]
+  assert max(off) <= 0.5 < abs(text['gmm_rks'][0])
+  sentence = '`fastfood_rks` has # % by `paper`, # % by `tuned`, which'
+  runs = {run['preset']: run for run in runs_of(IMAGE) if run['model'] == 'fastfood_rks'}
+  values = [100 * runs[preset]['accuracy'] for preset in ('paper', 'tuned')]
   assert says('README.md', sentence, values)
-  ahead = [of_image[f'{name}_rks'] - of_image['rks'] for name in ('gmm', 'generative')]
-  assert says('README.md', 'On Image `gmm_rks` and `generative_rks` are # points ahead of', [7])
-  assert [round(points) for points in ahead] == [7, 7]
-  of_text = {run['model']: 100 * run['accuracy'] for run in runs_of('lra_tasks/results/text')}
-  ahead = [of_text[f'{name}_rks'] - of_text[f'{name}_prf'] for name in ('fastfood', 'generative')]
-  assert says('README.md', 'generator are # and # points ahead', ahead)
-  points = of_listops['gmm_prf'] - of_listops['gmm_rks']
-  assert says('README.md', 'holds on ListOps, by # points of `gmm_rks`', [points])
 
 
 def test_speed_in_the_readme():
@@ -711,6 +620,162 @@ def test_trainings_in_the_readme():
   assert says('README.md', sentence, [others[0], others[-1], falling])
 
 
+# docs/findings.md
+
+
+def test_against_the_paper():
+  listops, text, image = map(gains_on, ('listops', 'text', 'image'))
+  sentence = "Positive features pass the paper's figures by # to # points"
+  assert says(FINDINGS, sentence, [min(positive(listops)), max(positive(listops))])
+  sentence = "Positive features pass the paper's by # to # points"
+  assert says(FINDINGS, sentence, [min(positive(text)), max(positive(text))])
+  off = [text[model][0] for model in ('fastfood_rks', 'generative_rks', 'linear_transformer')]
+  assert says(
+    FINDINGS,
+    'linear attention are within # points of it; `gmm_rks` is # below',
+    [
+      0.5,
+      -text['gmm_rks'][0],
+    ],
+  )
+  assert max(map(abs, off)) <= 0.5
+  lacks = [-image[f'{name}_rks'][0] for name in SAMPLERS]
+  sentence = 'positive features # to # above, Fourier ones # to # below'
+  values = [bound(found) for found in (positive(image), lacks) for bound in (min, max)]
+  assert says(FINDINGS, sentence, values)
+
+
+def test_features_and_samplers():
+  def of_preset_paper(task, model):
+    runs = of_paper(f'lra_tasks/results/{task}')
+    return 100 * statistics.fmean(run['accuracy'] for run in runs if run['model'] == model)
+
+  def tuned(model):
+    runs = [run for run in runs_of(IMAGE) if run['model'] == model]
+    runs = [run for run in runs if run['preset'].startswith('tuned')]
+    return 100 * max(runs, key=lambda run: run['validation_accuracy'])['accuracy']
+
+  in_paper = functools.partial(of_preset_paper, 'image')
+  least, most = (
+    bound(of(f'{name}_prf') - of(f'{name}_rks') for name in SAMPLERS)
+    for bound, of in ((min, in_paper), (max, tuned))
+  )
+  sentence = 'ahead by # points at least in `paper`, by # at most in `tuned`, each model at its'
+  assert says(FINDINGS, sentence, [least, most])
+  spreads = []
+  for task in ('listops', 'text', 'image'):
+    found = [of_preset_paper(task, f'{name}_prf') for name in SAMPLERS]
+    spreads.append(max(found) - min(found))
+  sentence = 'by # points at most on ListOps, # on Text (`gmm_prf`: the mean) and # on Image'
+  assert says(FINDINGS, sentence, spreads)
+
+
+def test_fixed_kernel():
+  runs = [run for run in runs_of('lra_tasks/results/text') if run['seed'] == 0]
+  accuracies = {run['model']: 100 * run['accuracy'] for run in runs}
+  fixed = accuracies.pop('rks')
+  sentence = 'the control `rks` has # % on Text, no less than any learned one of that seed'
+  assert says(FINDINGS, sentence, [fixed])
+  assert fixed >= max(accuracies.values())
+  sentence = 'linear attention, which has no kernel to learn, has # %'
+  assert says(FINDINGS, sentence, [accuracies['linear_transformer']])
+
+
+def test_performer_of_lra():
+  (run,) = (run for run in runs_of('lra_tasks/results/listops') if run['preset'] == 'lra')
+  published = published_for(load_published(), 'listops')['performer']['lra'].value
+  sentence = "Performer by LRA's own settings is there, too: # %, on LRA's leaderboard # %."
+  assert says(FINDINGS, sentence, [100 * run['accuracy'], published])
+
+
+def test_image():
+  runs = {run['model']: run for run in of_paper(IMAGE)}
+  published = published_for(load_published(), 'image')
+  baselines = [
+    abs(published[model]['paper'].value - 100 * runs[model]['accuracy'])
+    for model in ('transformer', 'linear_transformer', 'performer')
+  ]
+  assert says('README.md', 'and Performer are within # points of the published figures', [1.2])
+  assert 1.1 < max(baselines) <= 1.2
+
+  steps = {model: first_step(IMAGE, model, 0.28) for model in runs}
+  late = [steps.pop('rks'), runs['fastfood_rks']['steps']]
+  assert steps.pop('fastfood_rks') is None
+  assert max(steps.values()) == steps['gmm_rks']
+  sentence = """first reaches # % at step # with `rks`, in none of the # with `fastfood_rks`, and at
+    step # to # with all others"""
+  assert says(FINDINGS, sentence, [28, *late, min(steps.values()), max(steps.values())])
+  narrow = accuracy(UNIT_IMAGE, 'image/cifar10_jpeg', 'gmm_rks')
+  sentence = 'with covariance I it was at #, and ended at # %'
+  assert says(FINDINGS, sentence, [first_step(UNIT_IMAGE, 'gmm_rks', 0.28), narrow])
+
+  broad = accuracy(AUTHORS_IMAGE, 'image/cifar10_jpeg', 'fastfood_rks')
+  assert says(FINDINGS, 'broad as there, `fastfood_rks` ends at # %', [broad])
+  lacks = {
+    model: published[model]['paper'].value - 100 * run['accuracy']
+    for model, run in runs.items()
+    if model.startswith(('gmm', 'fastfood', 'generative'))
+  }
+  lacks['fastfood_rks'] = published['fastfood_rks']['paper'].value - broad
+  assert max(lacks, key=lacks.get) == 'fastfood_rks'
+
+
+def test_tuned_on_image():
+  found = {
+    (run['model'], run['preset']): 100 * run['accuracy']
+    for run in runs_of(IMAGE)
+    if run['preset'].startswith('tuned')
+  }
+  sentence = '`gmm_rks` has # % by it, `fastfood_rks` # %, `generative_rks` # % and, at half'
+  names = ('gmm_rks', 'fastfood_rks', 'generative_rks')
+  assert says(FINDINGS, sentence, [found[name, 'tuned'] for name in names])
+  slower = found['generative_rks', 'tuned*']
+  gains = [
+    found[run['model'], 'tuned'] - 100 * run['accuracy']
+    for run in of_paper(IMAGE)
+    if run['model'] in ('gmm_prf', 'fastfood_prf', 'generative_prf')
+  ]
+  sentence = 'half of its rate, # %; with positive ones they gain # to # points'
+  assert says(FINDINGS, sentence, [slower, min(gains), max(gains)])
+  best = {name: found[name, 'tuned'] for name, _ in found} | {'generative_rks': slower}
+  assert len(best) == 6
+  sentence = 'learned kernel gets to # to # % by the preset `tuned`, one of them at half'
+  assert says('README.md', sentence, [min(best.values()), max(best.values())])
+
+
+def test_retrieval():
+  runs = runs_of('lra_tasks/results/retrieval')
+  losses = [run['evaluations'][-1]['train_loss'] for run in runs]
+  sentence = 'losses end at # to # in training'
+  assert says(FINDINGS, sentence, [min(losses), max(losses)])
+  assert {run['steps'] for run in runs} == {5000}
+  assert all(abs(run['accuracy'] - 0.5) < 0.01 for run in runs)
+
+
+def test_learned_kernels_are_not_ahead():
+  """On ListOps softmax has the highest figure, on Image Performer."""
+  for task, best in (('listops', 'transformer'), ('image', 'performer')):
+    runs = of_paper(f'lra_tasks/results/{task}')
+    assert max(runs, key=lambda run: run['accuracy'])['model'] == best
+  of_image = {run['model']: 100 * run['accuracy'] for run in of_paper(IMAGE)}
+  of_listops = {run['model']: 100 * run['accuracy'] for run in runs_of('lra_tasks/results/listops')}
+  sentence = 'on Image `prf` has # %, `gmm_prf` # %, on ListOps # and # %, on Text # and # % ('
+  values = [of[model] for of in (of_image, of_listops) for model in ('prf', 'gmm_prf')]
+  of_text = collections.defaultdict(list)
+  for run in runs_of('lra_tasks/results/text'):
+    of_text[run['model']].append(100 * run['accuracy'])
+  values += [statistics.fmean(of_text[model]) for model in ('prf', 'gmm_prf')]
+  assert says(FINDINGS, sentence, values)
+  ahead = [of_image[f'{name}_rks'] - of_image['rks'] for name in ('gmm', 'generative')]
+  assert says(FINDINGS, 'On Image `gmm_rks` and `generative_rks` are # points ahead of', [7])
+  assert [round(points) for points in ahead] == [7, 7]
+  of_text = {run['model']: 100 * run['accuracy'] for run in runs_of('lra_tasks/results/text')}
+  ahead = [of_text[f'{name}_rks'] - of_text[f'{name}_prf'] for name in ('fastfood', 'generative')]
+  assert says(FINDINGS, 'generator are # and # points ahead', ahead)
+  points = of_listops['gmm_prf'] - of_listops['gmm_rks']
+  assert says(FINDINGS, 'holds on ListOps, by # points of `gmm_rks`', [points])
+
+
 def of_glue(task, name):
   """Return the least and the largest figure of a column of docs/results.md, and who guesses."""
   (title,) = re.findall(rf'\n## ({task}: .* on the development set .*)\n', read('docs/results.md'))
@@ -727,18 +792,18 @@ def of_glue(task, name):
   return [min(found.values()), max(found.values())], majority
 
 
-def test_fine_tuning_in_the_readme():
+def test_fine_tuning():
   """As docs/results.md has it, which is compared with the results."""
   (sst2, _), (cola, _) = of_glue('sst2', 'ours %'), of_glue('cola', 'MCC')
   (mrpc, yes), (rte, most), (wnli, half) = (of_glue(t, 'ours %') for t in ('mrpc', 'rte', 'wnli'))
-  assert says('README.md', 'SST-2 reaches # to # % (', sst2)
-  assert says('README.md', 'a Matthews correlation of # to # (', cola)
-  assert says('README.md', 'MRPC (# to # %; always "yes": #)', [*mrpc, yes])
-  assert says('README.md', 'RTE (# to #; #;', [*rte, most])
-  assert says('README.md', 'WNLI (# to #; #)', [*wnli, half])
+  assert says(FINDINGS, 'SST-2 reaches # to # % (', sst2)
+  assert says(FINDINGS, 'a Matthews correlation of # to # (', cola)
+  assert says(FINDINGS, 'MRPC (# to # %; always "yes": #)', [*mrpc, yes])
+  assert says(FINDINGS, 'RTE (# to #; #;', [*rte, most])
+  assert says(FINDINGS, 'WNLI (# to #; #)', [*wnli, half])
 
 
-def test_pre_training_in_the_readme():
+def test_pre_training():
   runs = runs_of('lra_tasks/results/wikitext')
   losses = {run['model']: run['loss'] for run in runs}
   values = [losses.pop('transformer'), losses.pop('generative_prf')]
@@ -746,4 +811,4 @@ def test_pre_training_in_the_readme():
   sentence = """a loss of # nats on masked ids of the test split, `generative_prf` #, the others
     # to #. Pre-training takes # to # s on an H200"""
   seconds = [run['wall_time_seconds'] for run in runs]
-  assert says('README.md', sentence, [*values, min(seconds), max(seconds)])
+  assert says(FINDINGS, sentence, [*values, min(seconds), max(seconds)])
