@@ -53,6 +53,6 @@ def get_config(argument='gmm_prf'):
     _PRESETS,
     num_frequencies=block_frequencies('pathfinder32'),
     data=_DATA,
-    lra_models=_LRA_MODELS,
+    models={'lra': _LRA_MODELS},
     lra_kwargs=_LRA_KWARGS,
   )

@@ -97,10 +97,10 @@ def task_config(
   presets: Mapping[str, Mapping[str, Any]],
   *,
   num_frequencies: Mapping[str, int],
+  models: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
   data: Mapping[str, Mapping[str, Any]] | None = None,
   attention: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
   lra_performer: Mapping[str, Any] = types.MappingProxyType({'kernel': 'relu'}),
-  lra_models: Mapping[str, Mapping[str, Any]] | None = None,
   lra_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> ml_collections.ConfigDict:
   """Return the config that 'MODEL[,PRESET]' names in the tables of a task's file.
@@ -110,24 +110,24 @@ def task_config(
     argument: 'MODEL[,PRESET]', see `parse_argument`.
     presets: preset -> fields that differ from the defaults.
     num_frequencies: model -> frequencies, in all presets but tiny; others have their default.
+    models: preset -> model -> fields that differ from those of the preset.
     data: preset -> data options that differ from the benchmark's.
     attention: preset -> model -> options of its mechanism, which come before all others.
     lra_performer: options of the Performer in the preset lra. LRA's files leave the kernel out, and
       so take its code's.
-    lra_models: model -> fields of LRA's file for it that differ from those of the preset lra.
     lra_kwargs: model -> options of its mechanism in LRA's file, by LRA's names.
 
   Raises:
     ValueError: for an unknown model or preset, with the nearest known name.
   """
   model, preset = parse_argument(argument, presets)
-  fields, options = dict(presets[preset]), {}
+  fields = dict(presets[preset]) | (models or {}).get(preset, {}).get(model, {})
+  options: dict[str, Any] = {}
   if preset == 'tiny':
     options['num_frequencies'] = TINY_FREQUENCIES
   elif model in num_frequencies:
     options['num_frequencies'] = num_frequencies[model]
   if preset == 'lra':
-    fields |= (lra_models or {}).get(model, {})
     of_file = lra_files.read_options(model, (lra_kwargs or {}).get(model, {}))
     options |= lra_performer if model == 'performer' else of_file
   if preset == 'tuned':

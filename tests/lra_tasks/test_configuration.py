@@ -562,6 +562,17 @@ def test_paper_preset_of_image_has_the_figures_of_tables_6_and_7():
     assert attention['smoothing'] == PAPER_SMOOTHING[model]
 
 
+def test_a_model_has_fields_of_its_own_in_one_preset_alone():
+  rates = {
+    (model, preset): resolve(load_config('image', f'{model},{preset}'))['learning_rate']
+    for model in ('gmm_rks', 'generative_rks', 'generative_prf') for preset in ('paper', 'tuned')
+  }  # fmt: skip
+  assert rates.pop(('generative_rks', 'tuned')) == 1e-3
+  assert all(rate == {'paper': 5e-4, 'tuned': 2e-3}[preset] for (_, preset), rate in rates.items())
+  local = resolve(load_config('image', 'local,lra'))
+  assert (local['num_heads'], local['pooling_mode']) == (2, 'MEAN')
+
+
 def test_lras_performer_file_runs_with_its_own_options():
   """As in LRA's listops/configs/performer_base.py; its files for other tasks name no options."""
   details = {'ortho_scaling': 0.0, 'nb_features': 2}
